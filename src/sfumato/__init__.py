@@ -1,0 +1,1 @@
+"""Sfumato: online reinforcement learning for autoregressive image generators."""

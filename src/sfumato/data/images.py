@@ -1,0 +1,154 @@
+"""Images for pre-training: any folder of pictures, or the emoji of `emoji-datasource-google`.
+
+A source is a finite list of (image, class) pairs with sampling weights, so that a tokenizer can be trained on
+draws from it and its tokens can be cached once for the generator.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class ImageSource(Protocol):
+    """Labelled images to learn from."""
+
+    class_names: tuple[str, ...]
+    weights: Float[Tensor, " N"]
+    """relative frequency of each of the N items"""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]:
+        """Images in [0, 1] and class labels of the items with these numbers."""
+        ...
+
+
+class FolderImages:
+    """A folder of images, one sub-folder a class (or none: one class), resized and centre-cropped to a square."""
+
+    def __init__(self, folder: str | Path, size: int):
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ValueError(f"data: {folder} is not a folder; give a folder with one sub-folder of images a class")
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+        classes = [p.relative_to(folder).parts[0] if p.parent != folder else "image" for p in files]
+        self.class_names = tuple(sorted(set(classes)))
+        self._labels = torch.tensor([self.class_names.index(c) for c in classes])
+        self._images = torch.stack([_read_square(p, size) for p in files])  # uint8
+        self.weights = torch.ones(len(files))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]:
+        return self._images[index].float() / 255, self._labels[index]
+
+
+def _read_square(path: Path, size: int) -> Tensor:
+    """One image as uint8 (3, size, size): short side resized to `size`, centre cropped, alpha laid on white."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGBA")
+    except OSError as error:
+        raise ValueError(f"data: {path} cannot be read as an image ({error}); remove or replace it") from error
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    scale = size / min(image.size)
+    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What an emoji is laid on and how it is lit."""
+
+    background: tuple[float, float, float]
+    """RGB in [0, 1]"""
+    light: float = 1.0
+    """factor on the whole picture"""
+    weight: float = 1.0
+    """relative frequency"""
+
+
+_GREYS = [Scene(background=(g / 7, g / 7, g / 7)) for g in range(8)]
+_TINTS = [
+    Scene(background=rgb, weight=0.75)
+    for rgb in ((0.85, 0.25, 0.25), (0.25, 0.65, 0.35), (0.25, 0.4, 0.85), (0.95, 0.8, 0.3))
+]
+_DIM = [Scene(background=(g, g, g), light=0.5, weight=0.5) for g in (0.0, 0.5, 1.0)]
+EMOJI_SCENES: tuple[Scene, ...] = (*_GREYS, *_TINTS, *_DIM)
+"""Eight greys from black to white, four tints, and three dimly lit greys."""
+
+EMOJI_CATEGORIES = {"Animals & Nature", "Food & Drink", "Smileys & Emotion"}
+EMOJI_SUBCATEGORIES = {"musical-instrument", "sport", "award-medal", "transport-air", "transport-water"}
+
+
+class EmojiImages:
+    """Noto emoji from the unpacked npm package `emoji-datasource-google`: 512 classes by 15 scenes.
+
+    Item n is emoji n // 15 in scene n % 15. Emoji are drawn at 48 of 64 pixels, so that even a white one on
+    black leaves the picture dark, and brightness and colour vary within every class.
+    """
+
+    def __init__(self, package: str | Path, size: int = 64, scenes: Sequence[Scene] = EMOJI_SCENES):
+        package = Path(package)
+        entries = json.loads((package / "emoji.json").read_text())
+        entries = sorted((e for e in entries if _is_emoji_class(e)), key=lambda e: e["sort_order"])
+        self.class_names = tuple(e["name"].lower() for e in entries)
+        self.scenes = tuple(scenes)
+        self.sprites = torch.stack([_read_sprite(package / "img/google/64" / e["image"], size) for e in entries])
+        self.weights = torch.tensor([s.weight for s in self.scenes]).repeat(len(entries))
+
+    def __len__(self) -> int:
+        return len(self.sprites) * len(self.scenes)
+
+    def __getitem__(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]:
+        labels, scene = index // len(self.scenes), index % len(self.scenes)
+        backgrounds = torch.tensor([s.background for s in self.scenes])[scene]
+        lights = torch.tensor([s.light for s in self.scenes])[scene]
+        return compose(self.sprites[labels], backgrounds, lights), labels
+
+
+def compose(
+    sprites: Float[Tensor, "B 4 H W"], backgrounds: Float[Tensor, "B 3"], lights: Float[Tensor, " B"]
+) -> Float[Tensor, "B 3 H W"]:
+    """Lay sprites (premultiplied RGBA in [0, 1]) on plain backgrounds, then dim by `lights`."""
+    colour, alpha = sprites[:, :3], sprites[:, 3:]
+    return (colour + (1 - alpha) * backgrounds[:, :, None, None]).clamp(0, 1) * lights[:, None, None, None]
+
+
+def _is_emoji_class(entry: dict) -> bool:
+    """Animals, food, smileys, instruments, sports, medals, craft of air and water: no flags, signs or skin tones."""
+    if not entry["has_img_google"] or entry["subcategory"] == "emotion":
+        return False
+    return entry["category"] in EMOJI_CATEGORIES or entry["subcategory"] in EMOJI_SUBCATEGORIES
+
+
+def _read_sprite(path: Path, size: int, share: float = 0.75) -> Tensor:
+    """A 64-pixel emoji as premultiplied RGBA (4, size, size), `share` of the canvas wide and centred."""
+    with Image.open(path) as file:
+        image = file.convert("RGBA").convert("RGBa")  # premultiplied, so that resizing does not bleed hidden colours
+    inner = round(size * share)
+    image = image.resize((inner, inner), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBa", (size, size))
+    canvas.paste(image, ((size - inner) // 2, (size - inner) // 2))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+
+
+def open_source(path: str | Path, size: int) -> ImageSource:
+    """The emoji package if `path` holds one, else a folder of images."""
+    if (Path(path) / "emoji.json").is_file():
+        return EmojiImages(path, size)
+    return FolderImages(path, size)
