@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
+
 from sfumato.models.checkpoints import load_var
 from sfumato.models.var import VAR
-from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 META = json.loads((GOLDEN / "var_meta.json").read_text())

@@ -1,13 +1,13 @@
 """A generator as a stochastic policy over tokens: sampling and scoring, the same for every family."""
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.rollout import Conditions, Rollout
 
@@ -24,12 +24,15 @@ class Generator(Protocol):
 
     units: tuple[int, ...]
     guidance: float
+    class_names: tuple[str, ...]
+    transformer: nn.Module
+    """the trainable network; all else is frozen"""
 
-    def start(self, conditions: Conditions) -> object:
+    def start(self, conditions: Conditions) -> Any:
         """A fresh decoding state, for `step` alone to read and change."""
         ...
 
-    def step(self, state: object, unit_tokens: Tensor | None) -> Float[Tensor, "B u V"]:
+    def step(self, state: Any, unit_tokens: Tensor | None) -> Float[Tensor, "B u V"]:
         """Guided logits of the next unit, given the tokens of the one before (None at the first)."""
         ...
 
@@ -43,6 +46,10 @@ class Generator(Protocol):
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Tokens of images in [0, 1]."""
+        ...
+
+    def filter(self, logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+        """The family's own top-k and nucleus filter; removed logits become -inf, and 0 turns either off."""
         ...
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from golden_data import GOLDEN, META, VARIANTS, golden_var, outputs
 from safetensors.torch import load_file
+from torch import Tensor
+
 from sfumato.models.var import VAR
 from sfumato.rollout import Conditions
-from torch import Tensor
 
 ATOL = 2e-4
 
@@ -85,9 +86,7 @@ def draw(generator: VAR, conditions: Conditions, choose) -> tuple[Tensor, Tensor
     return torch.cat(tokens, 1), torch.cat(logits, 1)
 
 
-@pytest.mark.parametrize(
-    ("top_k", "top_p"), [(0, 0.5), (0, 0.9), (12, 0.9), (1, 0.0), (40, 1.0), (5, 0.0)]
-)
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.9), (12, 0.9), (1, 0.0), (40, 1.0), (5, 0.0)])
 def test_filter(top_k: int, top_p: float):
     golden = load_file(GOLDEN / "var_filter.safetensors")
     assert torch.equal(VAR.filter(golden["logits"], top_k, top_p), golden[f"filtered_topk{top_k}_topp{top_p}"])

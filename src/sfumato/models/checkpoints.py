@@ -102,9 +102,7 @@ def load_var(
     """
     scales = tuple(patch_nums)
     config = infer_var_config(var_state_dict, num_heads=num_heads, norm_eps=norm_eps)
-    vqvae_config = infer_vqvae_config(
-        vqvae_state_dict, scales=scales, phi_ratio=phi_ratio, norm_groups=norm_groups
-    )
+    vqvae_config = infer_vqvae_config(vqvae_state_dict, scales=scales, phi_ratio=phi_ratio, norm_groups=norm_groups)
     with torch.device("meta"):  # no time is spent on initial values
         tokenizer = MultiScaleVQVAE(vqvae_config)
         generator = VAR(config, tokenizer, class_names=class_names, guidance=guidance)

@@ -58,9 +58,7 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
-        self.log_scale = (
-            nn.Parameter(torch.full((config.num_heads, 1, 1), 4.0).log()) if config.l2_attention else None
-        )
+        self.log_scale = nn.Parameter(torch.full((config.num_heads, 1, 1), 4.0).log()) if config.l2_attention else None
         # Without l2 normalisation the published softmax scale is a quarter of the usual 1/sqrt(d).
         self.softmax_scale = 1.0 if config.l2_attention else 0.25 / (width // config.num_heads) ** 0.5
 
@@ -98,7 +96,8 @@ class Block(nn.Module):
         """Gates (attention, feed-forward), scales and shifts of this block."""
         if self.modulation is not None:
             return self.modulation(F.silu(embedding)).unflatten(1, (6, -1))
-        assert shared is not None and self.modulation_offset is not None
+        assert shared is not None
+        assert self.modulation_offset is not None
         return shared + self.modulation_offset
 
     def forward(
@@ -235,7 +234,9 @@ class VAR(nn.Module):
         self.config = config
         self.class_names = tuple(class_names or map(str, range(config.num_classes)))
         if len(self.class_names) != config.num_classes:
-            raise ValueError(f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each")
+            raise ValueError(
+                f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
+            )
         self.guidance = guidance
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config
@@ -304,7 +305,9 @@ class VAR(nn.Module):
         """Tokens of images in [0, 1]; the side must be the tokenizer's."""
         size = self.tokenizer.config.image_size
         if images.shape[2:] != (size, size):
-            raise ValueError(f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them")
+            raise ValueError(
+                f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them"
+            )
         return self.tokenizer.encode(images)
 
     @staticmethod

@@ -1,0 +1,40 @@
+"""Recipes: functions that return a complete config. The first line of a recipe's docstring is its help."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+from sfumato.recipes import emoji, pretraining, var
+from sfumato.training.config import GRPOConfig
+from sfumato.training.pretrain import PretrainConfig
+
+Config = TypeVar("Config")
+
+
+def _with_help(recipe: Callable[[], Config]) -> tuple[str, Callable[[], Config]]:
+    return (recipe.__doc__ or "").splitlines()[0], recipe
+
+
+def _released(depth: int, target: str) -> tuple[str, Callable[[], GRPOConfig]]:
+    help_line = f"Released VAR-d{depth} with the first paper's settings and the reward {var.REWARDS[target]!r}."
+    return help_line, partial(var.var_recipe, depth, target)
+
+
+_EMOJI_RECIPES = (
+    emoji.emoji_dark,
+    emoji.emoji_bright,
+    emoji.emoji_colorful,
+    emoji.emoji_dark_no_kl,
+    emoji.emoji_bright_no_kl,
+    emoji.emoji_colorful_no_kl,
+)
+TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
+    **{recipe.__name__.replace("_", "-"): _with_help(recipe) for recipe in _EMOJI_RECIPES},
+    **{f"var-d{d}-{target}": _released(d, target) for d in (16, 20, 24, 30, 36) for target in var.REWARDS},
+}
+"""GRPO recipes by name, each with one line of help."""
+
+PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], PretrainConfig]]] = {
+    "emoji-var": _with_help(pretraining.emoji_var),
+}
+"""Pre-training recipes by name, each with one line of help."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from sfumato.data.images import ImageSource
 from sfumato.models.vqvae import MultiScaleQuantizer, MultiScaleVQVAE
+from sfumato.training.pictures import grid
 from sfumato.training.schedule import cosine_schedule
 
 
@@ -88,7 +90,12 @@ def tokenizer_loss(
     reconstruction = squared + config.l1_weight * absolute + config.edge_weight * edge_loss(output, targets)
     loss = reconstruction + phi_loss + config.commitment_weight * commitment
     decibels = psnr((output.detach().clamp(-1, 1) + 1) / 2, images).mean()
-    stats = {"loss": loss.item(), "psnr": decibels.item(), "quantization_error": phi_loss.item(), "feature_rms": features.detach().square().mean().sqrt().item()}
+    stats = {
+        "loss": loss.item(),
+        "psnr": decibels.item(),
+        "quantization_error": phi_loss.item(),
+        "feature_rms": features.detach().square().mean().sqrt().item(),
+    }
     return loss, stats, torch.cat(vectors).detach(), torch.cat([t.flatten() for t in tokens])
 
 
@@ -116,6 +123,17 @@ class TokenizerTrainer:
         self.averages.update(vectors, tokens, self.rng)
         used = (self.averages.counts > self.averages.dead_below * (1 - self.averages.decay)).float().mean()
         return {**stats, "grad_norm": norm.item(), "codes_used": used.item()}
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """Images of the source beside their reconstructions."""
+        images, _ = self.source[torch.linspace(0, len(self.source) - 1, 32).long()]
+        pairs = torch.stack([images, self.model.reconstruct(self.quantized(images))], dim=1)
+        return grid(pairs.flatten(0, 1), columns=8)
+
+    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Feature maps after quantisation at all scales."""
+        return self.model.quantizer.quantize(self.model.features(images))[1][-1]
 
     def state(self) -> dict:
         return {

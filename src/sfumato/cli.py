@@ -1,0 +1,336 @@
+"""The `sfumato` command."""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
+from sfumato.training.config import GRPOConfig
+from sfumato.training.pretrain import PretrainConfig
+
+Config = TypeVar("Config")
+Recipes = Mapping[str, tuple[str, Callable[[], Config]]]
+
+FINISHED, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""exit statuses"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Align a generator with a reward (GRPO). Every setting of the recipe can be changed."""
+
+    config: Annotated[GRPOConfig, tyro.conf.arg(name="")]
+    run_dir: Path
+    """folder for all that the run writes"""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """go on from the newest checkpoint in run_dir"""
+
+    def __call__(self) -> int:
+        from sfumato.training.run import train
+
+        console = Console()
+        if not train(self.config, self.run_dir, resume=self.resume, console=console):
+            return INTERRUPTED
+        console.print(f"Look at {self.run_dir}/before_after.png and {self.run_dir}/curves.png", highlight=False)
+        return FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Train a generator from scratch: first its tokenizer, then the transformer on its tokens."""
+
+    data: Path
+    """folder of images, one sub-folder a class, or the unpacked npm package emoji-datasource-google"""
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    run_dir: Path
+    """folder for all that the run writes; the result is its model/"""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """go on from the checkpoints in run_dir"""
+
+    def __call__(self) -> int:
+        from sfumato.training.checkpoint import catch_interrupt
+        from sfumato.training.logger import PretrainingView
+        from sfumato.training.pretrain import pretrain
+
+        console = Console()
+        with catch_interrupt() as interrupt, PretrainingView(console).open() as view:
+            finished = pretrain(
+                self.config, self.data, self.run_dir, resume=self.resume, report=view.show, interrupt=interrupt
+            )
+        console.print(f"{'Done' if finished else 'Stopped, saved'}: {self.run_dir}", highlight=False)
+        return FINISHED if finished else INTERRUPTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw images."""
+
+    model: tyro.conf.Positional[str]
+    """bundled model, run folder or checkpoint, or released model (var-d16 ... var-d36)"""
+    classes: tuple[str, ...] = ()
+    """class names or numbers; sixteen spread over all classes if none is given"""
+    count: int = 4
+    """images of each class"""
+    seed: int = 0
+    """the n-th image has seed + n"""
+    out: Path = Path("samples.png")
+    """PNG file to write"""
+    temperature: float = 1.0
+    """divides the logits"""
+    guidance: float = 0.0
+    """classifier-free guidance; 0 is none"""
+    top_k: int = 0
+    """keep the k likeliest tokens; 0 keeps all"""
+    top_p: float = 0.0
+    """keep the likeliest tokens up to this probability in all; 0 keeps all"""
+    smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """VAR's "more smooth" mixing of codes"""
+    weights: Path | None = None
+    """file of a released transformer"""
+    tokenizer: Path | None = None
+    """file of a released tokenizer"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __call__(self) -> int:
+        from sfumato.data.conditions import class_conditions, find_classes
+        from sfumato.models.library import load
+        from sfumato.models.var import VAR, sample_smooth
+        from sfumato.training.distributed import join
+        from sfumato.training.pictures import grid, save_png
+
+        if self.count < 1:
+            raise ValueError(f"count: {self.count} images; give at least 1")
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"out: {self.out} is not a .png file; name one")
+        if not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
+        device = join(self.device).device
+        policy = load(
+            self.model,
+            weights=self.weights,
+            tokenizer=self.tokenizer,
+            guidance=self.guidance,
+            temperature=self.temperature,
+            device=device,
+        )
+        generator = policy.generator
+        names = generator.class_names
+        spread = torch.linspace(0, len(names) - 1, 16).long().tolist()
+        labels = find_classes(self.classes, names) or spread
+        conditions = class_conditions(labels, names).repeat(self.count).to(device)
+        seeds = torch.arange(self.seed, self.seed + len(conditions))
+        images = []
+        for index in torch.arange(len(conditions)).split(32):
+
+            def keep(logits: torch.Tensor) -> torch.Tensor:
+                return generator.filter(logits, self.top_k, self.top_p)
+
+            if self.smooth:
+                assert isinstance(generator, VAR)
+                images.append(sample_smooth(generator, conditions[index], seeds[index], keep))
+            else:
+                images.append(policy.decode(policy.sample(conditions[index], seeds[index], keep).tokens))
+        columns = self.count if len(labels) > 1 else min(self.count, 8)
+        while columns < 6 and len(labels) * self.count > 16:
+            columns *= 2
+        pictures = torch.cat(images)
+        save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
+        Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
+        return FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """List a model's classes, number and name."""
+
+    model: tyro.conf.Positional[str]
+    """bundled model, run folder or checkpoint, or released model"""
+
+    def __call__(self) -> int:
+        from sfumato.models.library import class_names
+
+        for number, name in enumerate(class_names(self.model)):
+            Console().print(f"{number:4d}  {name}", highlight=False)
+        return FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write weights with the published names, to be loaded by the original code."""
+
+    model: tyro.conf.Positional[str]
+    """run folder or checkpoint, or bundled model"""
+    out: Path
+    """folder to write"""
+    format: str = "pth"
+    """pth or safetensors"""
+
+    def __call__(self) -> int:
+        from sfumato.models.library import export
+
+        for path in export(self.model, self.out, self.format):
+            Console().print(str(path), highlight=False, soft_wrap=True)
+        return FINISHED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Class accuracy of a model's images, by the bundled classifier of emoji."""
+
+    model: tyro.conf.Positional[str]
+    """bundled model, run folder or checkpoint"""
+    images: int = 1024
+    """images to draw, classes in turn"""
+    seed: int = 0
+    """of the draws"""
+    temperature: float = 0.7
+    """divides the logits"""
+    guidance: float = 0.0
+    """classifier-free guidance; 0 is none"""
+
+    def __call__(self) -> int:
+        from sfumato.data.conditions import class_conditions
+        from sfumato.evaluation.accuracy import class_accuracy
+        from sfumato.models.classifier import load_classifier
+        from sfumato.models.library import load
+
+        policy, classifier = load(self.model, guidance=self.guidance, temperature=self.temperature), load_classifier()
+        names = policy.generator.class_names
+        if names != classifier.class_names:
+            raise ValueError(f"model: {self.model} has other classes than the bundled classifier; give an emoji model")
+        conditions = class_conditions([n % len(names) for n in range(self.images)], names)
+        seeds = torch.arange(self.seed, self.seed + self.images)
+        parts = torch.arange(self.images).split(64)
+        drawn = torch.cat([policy.decode(policy.sample(conditions[i], seeds[i]).tokens) for i in parts])
+        accuracy = class_accuracy(classifier, drawn, conditions)
+        Console().print(
+            f"top-1 {accuracy.top1:.3f}  top-5 {accuracy.top5:.3f}  on {self.images} images, "
+            f"temperature {self.temperature}, guidance {self.guidance}, seed {self.seed}",
+            highlight=False,
+        )
+        return FINISHED
+
+
+COMMANDS = {
+    "train": "align a generator with a reward (GRPO)",
+    "pretrain": "train a generator from scratch on images",
+    "sample": "draw images from a bundled model, a run, or a released checkpoint",
+    "classes": "list a model's classes",
+    "evaluate": "class accuracy of a model's images",
+    "export": "write weights with the names of the original code",
+}
+
+
+def parse(arguments: list[str]) -> Callable[[], int] | None:
+    """The command that the arguments ask for; None if they asked for a list that is now printed.
+
+    Raises:
+        ValueError: there is no such command or recipe.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        list_choices(
+            "sfumato COMMAND ...", "Online reinforcement learning for autoregressive image generators.", COMMANDS
+        )
+        return None
+    name, *rest = arguments
+    if name == "--version":
+        from importlib.metadata import version
+
+        Console().print(version("sfumato"), highlight=False)
+        return None
+    if name == "train":
+        recipe = choose_recipe("train", rest, TRAIN_RECIPES)
+        return recipe and parse_options(
+            Train, f"train {recipe[0]}", rest[1:], Train(config=recipe[1], run_dir=run_dir(recipe[0]))
+        )
+    if name == "pretrain":
+        recipe = choose_recipe("pretrain", rest, PRETRAIN_RECIPES)
+        if recipe is None:
+            return None
+        defaults = Pretrain(config=recipe[1], run_dir=run_dir(f"pretrain-{recipe[0]}"), data=tyro.MISSING)
+        return parse_options(Pretrain, f"pretrain {recipe[0]}", rest[1:], defaults)
+    commands = {"sample": Sample, "classes": Classes, "evaluate": Evaluate, "export": Export}
+    if name not in commands:
+        raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
+    return parse_options(commands[name], name, rest, None)
+
+
+def parse_options(command: type, name: str, arguments: list[str], defaults: object) -> Callable[[], int]:
+    """Typed options of a command, with help from its docstrings.
+
+    Raises:
+        ValueError: an option is unknown, missing or malformed; in one line, where tyro would draw a box.
+    """
+    default = tyro.MISSING_NONPROP if defaults is None else defaults
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(  # pyright: ignore[reportReturnType]
+                command, prog=f"sfumato {name}", args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as error:
+        if not error.code:  # help was asked for and printed
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines()[1:]]
+        problem, *rest = [line for line in lines if line]
+        if problem.endswith(":"):
+            problem = f"{problem} {rest[0]}"
+        meant = [line.split()[0] for line in rest if line.startswith("--")][:3]
+        hint = f"; did you mean {' or '.join(meant)}?" if meant and "nrecognized" in problem else ""
+        raise ValueError(f"{problem}{hint}; see sfumato {name} --help") from None
+
+
+def run_dir(recipe: str) -> Path:
+    """Where a recipe's run goes if the user does not say."""
+    return Path("runs") / recipe
+
+
+def choose_recipe(command: str, arguments: list[str], recipes: Recipes[Config]) -> tuple[str, Config] | None:
+    """The recipe named first, or None after listing them all."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        title = f"sfumato {command} RECIPE ..."
+        lines = {name: line for name, (line, _) in recipes.items()}
+        list_choices(title, f"`sfumato {command} RECIPE --help` lists the settings of a recipe.", lines)
+        return None
+    if arguments[0] not in recipes:
+        raise ValueError(f"recipe: there is no {arguments[0]!r}; {suggest(arguments[0], recipes)}")
+    return arguments[0], recipes[arguments[0]][1]()
+
+
+def suggest(name: str, known: Mapping[str, object]) -> str:
+    """What the user may have meant."""
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"give one of {', '.join(known)}"
+
+
+def list_choices(usage: str, text: str, choices: Mapping[str, str]) -> None:
+    """Usage, a line of text, and the choices with a line each."""
+    console, table = Console(), Table.grid(padding=(0, 2))
+    for name, line in choices.items():
+        table.add_row(f"  [bold]{name}[/]", escape(line))
+    console.print(f"usage: {usage}\n\n{text}\n", highlight=False, markup=False)
+    console.print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Exit status: 0 done, 2 bad input, 130 interrupted with everything saved, 1 anything else."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        return FINISHED if command is None else command()
+    except (ValueError, OSError) as error:
+        print(f"sfumato: {error}", file=sys.stderr)  # noqa: T201
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED

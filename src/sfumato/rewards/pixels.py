@@ -1,0 +1,42 @@
+"""Rewards that look at pixels alone."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.rollout import Conditions
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green and blue"""
+
+
+def brightness(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """Mean luma in [0, 1] (Gallici & Sáez de Ocáriz Borde, section 4.1)."""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1).mean((1, 2))
+
+
+def darkness(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """1 - brightness."""
+    return 1 - brightness(images, conditions)
+
+
+def bright(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """1 where the brightness is at least 0.8, else 0."""
+    return (brightness(images, conditions) >= 0.8).float()
+
+
+def dark(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """1 where the brightness is below 0.2, else 0."""
+    return (brightness(images, conditions) < 0.2).float()
+
+
+def colorfulness(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """Hasler & Süsstrunk (2003), section 7: spread plus 0.3 times mean chroma of the opponent axes rg and yb.
+
+    The original is for 8-bit channels; this is that value over 255, about 0 for grey and 0.4 for extremely colourful.
+    """
+    red, green, blue = images.flatten(2).unbind(1)
+    axes = torch.stack([red - green, (red + green) / 2 - blue], dim=1)  # (B, 2, H·W)
+    spread = axes.var(2, correction=0).sum(1).sqrt()
+    chroma = axes.mean(2).square().sum(1).sqrt()
+    return spread + 0.3 * chroma

@@ -1,0 +1,104 @@
+"""Everything that a GRPO run is made of."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sfumato.algorithms.losses import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """A GRPO run; the defaults are those of Gallici & Sáez de Ocáriz Borde (2025)."""
+
+    model: str
+    """bundled generator, run folder, or released checkpoint (var-d16 ... var-d36)"""
+    weights: str | None = None
+    """file of a released transformer; fetched from the hub if not given"""
+    tokenizer: str | None = None
+    """file of a released tokenizer; fetched from the hub if not given"""
+    reward: dict[str, float] = field(default_factory=dict)
+    """rewards and their weights; a reward of your own is path/to/file.py:function"""
+    classes: tuple[str, ...] = ()
+    """classes to train on, as names, numbers or ranges such as 0-499; all if none is given"""
+    steps: int = 300
+    """rollouts to draw and learn from"""
+    labels_per_step: int = 32
+    """classes drawn a step"""
+    group_size: int = 16
+    """images of each class, compared with one another (G)"""
+    minibatch_size: int = 32
+    """images an optimizer update"""
+    micro_batch_size: int = 32
+    """images that go through the network with gradients at once; less saves memory and changes nothing else"""
+    sample_batch_size: int = 64
+    """images drawn, decoded and scored at once, without gradients"""
+    temperature: float = 0.7
+    """divides the logits in sampling and scoring (tau)"""
+    guidance: float = 0.0
+    """classifier-free guidance in sampling and scoring; 0 is none"""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """clip and KL weight"""
+    learning_rate: float = 1e-4
+    """AdamW's"""
+    final_learning_rate: float = 1e-4
+    """reached at the last step along a half cosine"""
+    warmup_steps: int = 0
+    """steps of linear warm-up"""
+    weight_decay: float = 0.0
+    """AdamW's"""
+    max_grad_norm: float = 1.0
+    """gradient clipping"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast; weights and optimizer stay fp32"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    seed: int = 0
+    """of every random choice"""
+    sample_every: int = 10
+    """steps between pictures of the fixed classes and seeds"""
+    save_every: int = 25
+    """steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """checkpoints kept, the newest"""
+    eval_images: int = 256
+    """fresh images scored before and after training; 0 for none"""
+
+    @property
+    def images_per_step(self) -> int:
+        """Images drawn a step."""
+        return self.labels_per_step * self.group_size
+
+    def validate(self, num_workers: int = 1) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            ValueError: a field is out of range, or sizes do not divide.
+        """
+        for name in ("steps", "labels_per_step", "minibatch_size", "micro_batch_size", "sample_batch_size"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("sample_every", "save_every", "keep_checkpoints"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate"):
+            at_least(name, getattr(self, name), 0)
+        at_least("group_size", self.group_size, 2)
+        for name in ("temperature", "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        if not self.reward:
+            raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
+        if self.images_per_step % self.minibatch_size:
+            raise ValueError(
+                f"minibatch_size: {self.minibatch_size} does not divide the {self.images_per_step} images a step "
+                f"({self.labels_per_step} labels × {self.group_size}); give a divisor"
+            )
+        for name in ("labels_per_step", "minibatch_size"):
+            if getattr(self, name) % num_workers:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is not a multiple of the {num_workers} processes; make it one"
+                )
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raise a ValueError that names the field if the value is below the minimum (or NaN)."""
+    if not value >= minimum:
+        raise ValueError(f"{name}: {value} is too small; give at least {minimum}")

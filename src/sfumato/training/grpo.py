@@ -1,0 +1,148 @@
+"""GRPO for image generators (Gallici & Sáez de Ocáriz Borde, 2025): the whole algorithm, top to bottom."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sfumato.algorithms.advantages import group_advantages
+from sfumato.algorithms.losses import LossStats, grpo_loss
+from sfumato.data.conditions import ClassSampler
+from sfumato.policy import Generator, Policy
+from sfumato.rewards import WeightedSum
+from sfumato.rollout import Conditions, Rollout, concatenate
+from sfumato.training.config import GRPOConfig
+from sfumato.training.distributed import Workers
+from sfumato.training.schedule import cosine_schedule
+from sfumato.training.timing import PhaseTimer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experience:
+    """What one step learns from: images as tokens, how good they are, and what the reference makes of them."""
+
+    rollout: Rollout
+    advantages: Float[Tensor, " B"]
+    reference_log_probs: Float[Tensor, "B L"]
+
+
+class GRPO:
+    """The policy, its frozen reference and the optimizer. `step` is the algorithm; `state` is all that resumes."""
+
+    def __init__(
+        self, config: GRPOConfig, policy: Policy, sampler: ClassSampler, reward: WeightedSum, workers: Workers
+    ):
+        self.config, self.policy, self.sampler, self.reward, self.workers = config, policy, sampler, reward, workers
+        self.rng = torch.Generator().manual_seed(config.seed)
+        self.parameters = list(policy.generator.transformer.parameters())
+        self.reference = Policy(frozen_copy(policy.generator), policy.temperature)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.schedule = cosine_schedule(
+            config.steps, config.warmup_steps, floor=config.final_learning_rate / config.learning_rate
+        )
+
+    def step(self, step: int) -> dict[str, float]:
+        """Draw, score, compare, learn. Returns the step's metrics."""
+        config, timer = self.config, PhaseTimer(self.workers.device)
+        conditions = self.sampler.next(config.labels_per_step, self.rng).repeat(config.group_size)
+        seeds = torch.randint(2**62, (len(conditions),), generator=self.rng)
+        experience, metrics = self.collect(conditions.to(self.workers.device), seeds, timer)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * self.schedule(step)
+        order = torch.randperm(len(conditions), generator=self.rng)
+        with timer("update"):
+            updates = [self.update(experience, minibatch) for minibatch in order.split(config.minibatch_size)]
+        for name in updates[0]:
+            metrics[name] = sum(update[name] for update in updates) / len(updates)
+        metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        metrics["images_per_second"] = len(conditions) / timer.total()
+        return metrics | {f"seconds/{phase}": seconds for phase, seconds in timer.seconds.items()}
+
+    @torch.no_grad()
+    def collect(
+        self, conditions: Conditions, seeds: Int[Tensor, " B"], timer: PhaseTimer
+    ) -> tuple[Experience, dict[str, float]]:
+        """Draw one image a condition, decode, score, and ask the reference; every worker does its share."""
+        config, share = self.config, self.workers.share(len(conditions))
+        parts, rewards, scores, reference = [], [], [], []
+        for index in torch.arange(share.start, share.stop).split(config.sample_batch_size):
+            part = conditions[index]
+            with timer("sample"), self.autocast():
+                parts.append(self.policy.sample(part, seeds[index]))
+            with timer("decode"), self.autocast():
+                images = self.policy.decode(parts[-1].tokens).float()
+            with timer("reward"):
+                total, by_name = self.reward(images, part)
+                rewards.append(total)
+                scores.append(by_name)
+            with timer("reference"), self.autocast():
+                reference.append(self.reference.log_probs(part, parts[-1].tokens))
+        rollout = self.workers.gather_rollout(concatenate(parts), conditions)
+        all_rewards = self.workers.gather(torch.cat(rewards))
+        advantages, equal = group_advantages(all_rewards, config.group_size)
+        metrics = {
+            "reward_mean": all_rewards.mean().item(),
+            "reward_std": all_rewards.std().item(),
+            "equal_groups": equal.float().mean().item(),
+            "entropy": rollout.entropy.mean().item(),
+        }
+        for name in self.reward.parts:
+            metrics[f"reward/{name}"] = self.workers.gather(torch.cat([s[name] for s in scores])).mean().item()
+        reference_log_probs = self.workers.gather(torch.cat(reference))
+        return Experience(rollout=rollout, advantages=advantages, reference_log_probs=reference_log_probs), metrics
+
+    def update(self, experience: Experience, minibatch: Int[Tensor, " M"]) -> dict[str, float]:
+        """One optimizer update on these images, in micro-batches; returns means over the minibatch."""
+        config = self.config
+        device, mine = self.workers.device, minibatch[self.workers.rank :: self.workers.count]
+        totals = torch.zeros(3, device=device)
+        for index in mine.to(device).split(config.micro_batch_size):
+            loss, stats = self.loss(experience, index)
+            share = len(index) / len(minibatch)
+            (loss * share).backward()
+            totals += share * torch.stack([stats.kl, stats.ratio, stats.clip_fraction])
+        self.workers.sum_gradients(self.parameters)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        if not norm.isfinite():
+            raise ValueError(f"loss: the gradient is {norm.item()}; lower learning_rate or raise temperature")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        kl, ratio, clip_fraction = self.workers.gather(totals[None]).sum(0).tolist()
+        return {"kl": kl, "ratio_mean": ratio, "clip_fraction": clip_fraction, "grad_norm": norm.item()}
+
+    def loss(self, experience: Experience, index: Int[Tensor, " m"]) -> tuple[Float[Tensor, ""], LossStats]:
+        """The GRPO loss of some of the images."""
+        rollout = experience.rollout[index]
+        with self.autocast():
+            log_probs = self.policy.log_probs(rollout.conditions, rollout.tokens)
+        return grpo_loss(
+            log_probs,
+            rollout.log_probs,
+            experience.reference_log_probs[index],
+            experience.advantages[index],
+            self.config.loss,
+        )
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 arithmetic if the config asks for it; weights stay float32."""
+        return torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def state(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "rng": self.rng.get_state()}
+
+    def load_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
+
+
+def frozen_copy(generator: Generator) -> Generator:
+    """The generator as it is now, without gradients; only its transformer is copied, the rest is shared."""
+    twin = copy.copy(generator)
+    twin.__dict__["_modules"] = dict(generator.__dict__["_modules"])  # copy.copy shares it, and would share the network
+    twin.transformer = copy.deepcopy(generator.transformer).requires_grad_(False).eval()
+    return twin

@@ -1,0 +1,139 @@
+"""Pre-training by maximum likelihood: first the tokenizer, then the generator on its tokens."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from sfumato.data.images import ImageSource, open_source
+from sfumato.models.library import load_model, save_model
+from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
+from sfumato.training.checkpoint import Interrupt, load_state, save_state, write_atomically
+from sfumato.training.generator import GeneratorTrainer, GeneratorTraining
+from sfumato.training.pictures import save_png
+from sfumato.training.tokenizer import TokenizerTrainer, TokenizerTraining
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A generator trained from scratch."""
+
+    tokenizer: VQVAEConfig
+    """shape of the tokenizer"""
+    transformer: VARConfig
+    """shape of the transformer; `num_classes` is set from the data"""
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """first stage"""
+    generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
+    """second stage"""
+    seed: int = 0
+    """of weights and draws"""
+    save_every: int = 250
+    """steps between checkpoints and sample grids"""
+
+
+class Stage(Protocol):
+    """What `run_stage` drives: a trainer of one model."""
+
+    rng: torch.Generator
+
+    def step(self, step: int) -> dict[str, float]: ...
+    def sample(self) -> Image.Image: ...
+    def state(self) -> dict: ...
+    def load_state(self, state: dict) -> None: ...
+
+
+Report = Callable[[str, int, int, dict[str, float]], None]
+"""Called with the stage's name, the steps done, the steps in all, and the step's statistics."""
+
+
+def pretrain(
+    config: PretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
+) -> bool:
+    """Train both stages in `run_dir`, whose `model/` is the result; returns whether they were finished.
+
+    Raises:
+        ValueError: the data cannot be read, or the run folder exists and `resume` was not asked for.
+    """
+    settings = dataclasses.asdict(config)
+    if (run_dir / "config.json").exists():
+        if not resume:
+            raise ValueError(f"run_dir: {run_dir} holds a run; continue it with --resume or choose another --run-dir")
+        if json.loads((run_dir / "config.json").read_text()) != json.loads(json.dumps(settings)):
+            raise ValueError(
+                f"resume: {run_dir}/config.json has other settings; give the same ones or another --run-dir"
+            )
+    source = open_source(data, config.tokenizer.image_size)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+    torch.manual_seed(config.seed)  # initial weights
+    tokenizer = MultiScaleVQVAE(config.tokenizer)
+    shape = dataclasses.replace(config.transformer, num_classes=len(source.class_names))
+    generator = VAR(shape, tokenizer, source.class_names)
+    tokenizer.requires_grad_(True).train()
+    if not (run_dir / "tokenizer/model").exists():
+        first = TokenizerTrainer(
+            tokenizer, source, config.tokenizer_training, torch.Generator().manual_seed(config.seed)
+        )
+        if not run_stage(first, run_dir / "tokenizer", config.tokenizer_training.steps, config, report, interrupt):
+            return False
+        tokenizer.quantizer.usage.copy_(code_usage(tokenizer, source))
+        # Half precision is what ships, so the generator learns the tokens of the rounded tokenizer.
+        write_atomically(run_dir / "tokenizer/model", lambda p: save_model(p, generator, torch.float16))
+    tokenizer.load_state_dict(load_model(run_dir / "tokenizer/model").tokenizer.state_dict())
+    tokenizer.requires_grad_(False).eval()
+
+    second = GeneratorTrainer(generator, source, config.generator_training, torch.Generator().manual_seed(config.seed))
+    if not run_stage(second, run_dir / "generator", config.generator_training.steps, config, report, interrupt):
+        return False
+    write_atomically(run_dir / "model", lambda p: save_model(p, second.averaged(), torch.float16))
+    return True
+
+
+def run_stage(
+    trainer: Stage, folder: Path, steps: int, config: PretrainConfig, report: Report, interrupt: Interrupt
+) -> bool:
+    """Train from the stage's checkpoint, if there is one, to the end; returns False when interrupted (and saved)."""
+    first = 0
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = load_state(checkpoint)
+        trainer.load_state(saved["trainer"])
+        trainer.rng.set_state(saved["rng"])
+        first = saved["step"]
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    for step in range(first, steps):
+        stats = trainer.step(step)
+        done = step + 1
+        report(folder.name, done, steps, stats)
+        due = done % config.save_every == 0 or done == steps
+        if due or interrupt:
+            save_state(checkpoint, {"trainer": trainer.state(), "rng": trainer.rng.get_state(), "step": done})
+        if due:
+            save_png(trainer.sample(), folder / f"samples/step-{done:06d}.png")
+            line = {"step": done, **stats, "seconds": round(time.monotonic() - began, 1)}
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if interrupt:
+            return False
+    return True
+
+
+@torch.no_grad()
+def code_usage(tokenizer: MultiScaleVQVAE, source: ImageSource) -> torch.Tensor:
+    """How often each scale uses each code (S, V), over the whole source."""
+    units = [side * side for side in tokenizer.config.scales]
+    counts = torch.zeros(len(units), tokenizer.config.vocab_size)
+    for index in torch.arange(len(source)).split(64):
+        for scale, tokens in enumerate(tokenizer.encode(source[index][0]).split(units, dim=1)):
+            counts[scale] += torch.bincount(tokens.flatten(), minlength=counts.shape[1])
+    return counts

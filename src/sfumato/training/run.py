@@ -1,0 +1,228 @@
+"""A GRPO run from config to run folder: set-up, logging, pictures, checkpoints, resuming."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from sfumato.data.conditions import ClassSampler, class_conditions
+from sfumato.evaluation.accuracy import class_accuracy
+from sfumato.models.classifier import load_classifier
+from sfumato.models.library import load, load_model, save_model
+from sfumato.rewards import build_reward
+from sfumato.rollout import Conditions
+from sfumato.training import distributed
+from sfumato.training.checkpoint import Interrupt, catch_interrupt, load_state, remove, save_state, write_atomically
+from sfumato.training.config import GRPOConfig
+from sfumato.training.curves import plot_curves
+from sfumato.training.grpo import GRPO
+from sfumato.training.logger import MetricsFile, TrainingView
+from sfumato.training.pictures import grid, save_png, side_by_side
+
+
+def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: Console | None = None) -> bool:
+    """Run GRPO in `run_dir`; returns whether it was finished (False: interrupted, with everything saved).
+
+    Raises:
+        ValueError: a setting is wrong, the run folder is taken, or a reward fails.
+    """
+    workers = distributed.join(config.device)
+    try:
+        config.validate(workers.count)
+        folder = RunFolder(run_dir, workers.is_main)
+        folder.check(config, resume)
+        policy = load(
+            config.model,
+            weights=config.weights,
+            tokenizer=config.tokenizer,
+            guidance=config.guidance,
+            temperature=config.temperature,
+            device=workers.device,
+        )
+        sampler = ClassSampler(policy.generator.class_names, config.classes)
+        reward = build_reward(config.reward)
+        algorithm = GRPO(config, policy, sampler, reward, workers)
+        run = Run(config, folder, algorithm, console or Console())
+        run.probe_reward()
+        folder.create(config)
+        with catch_interrupt() as interrupt:
+            return run.train(folder.restore(algorithm) if resume else 0, interrupt)
+    finally:
+        distributed.leave()
+
+
+@dataclass
+class Run:
+    """One algorithm and the folder it reports to."""
+
+    config: GRPOConfig
+    folder: "RunFolder"
+    algorithm: GRPO
+    console: Console
+
+    def train(self, first: int, interrupt: Interrupt) -> bool:
+        """Steps `first` to the last, then the closing pictures and measurements."""
+        config, folder, workers = self.config, self.folder, self.algorithm.workers
+        view = TrainingView(self.console, folder.path.name, config.steps, first)
+        metrics_file = MetricsFile(folder.path, first) if workers.is_main else None
+        if first == 0:
+            self.draw_samples(0)
+            self.measure("before")
+        with view.open() if workers.is_main else quiet():
+            for step in range(first, config.steps):
+                try:
+                    metrics = {"step": step + 1, **self.algorithm.step(step)}
+                except ValueError as error:
+                    raise ValueError(f"step {step + 1}: {error}") from error
+                if metrics_file is not None:
+                    metrics_file.write(metrics)
+                    view.show(metrics)
+                stop = workers.any(bool(interrupt))
+                if (step + 1) % config.sample_every == 0 or step + 1 == config.steps:
+                    self.draw_samples(step + 1)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop:
+                    folder.save(self.algorithm, step + 1, config.keep_checkpoints)
+                if stop and step + 1 < config.steps:
+                    self.console.print(f"Stopped after step {step + 1}, saved in {folder.path}; go on with --resume.")
+                    return False
+        self.measure("after")
+        if metrics_file is not None:
+            metrics_file.close()
+        return True
+
+    def probe_reward(self) -> None:
+        """Score two images before any long work, so that a broken reward is found at once."""
+        conditions = self.algorithm.sampler.next(2, torch.Generator().manual_seed(0)).to(self.algorithm.workers.device)
+        rollout = self.algorithm.policy.sample(conditions, torch.arange(2))
+        self.algorithm.reward(self.algorithm.policy.decode(rollout.tokens).float(), conditions)
+
+    def draw_samples(self, step: int) -> None:
+        """The same classes and seeds at every step, as pictures of the run."""
+        if not self.folder.writes:
+            return
+        labels = self.algorithm.sampler.labels
+        spread = torch.linspace(0, len(labels) - 1, 16).long().tolist()
+        conditions = class_conditions([labels[i] for i in spread], self.algorithm.sampler.class_names).repeat(2)
+        images = self.draw(conditions, torch.arange(len(conditions)))
+        save_png(grid(images, columns=8, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
+        first, now = self.folder.sample_path(0), self.folder.sample_path(step)
+        with Image.open(first) as before, Image.open(now) as after:
+            titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
+        save_png(side_by_side(titled), self.folder.path / "before_after.png")
+        plot_curves(self.folder.path)
+
+    def measure(self, moment: str) -> None:
+        """Rewards, and class accuracy where a classifier is at hand, of fresh images; into `evaluation.json`."""
+        config, path = self.config, self.folder.path / "evaluation.json"
+        if not self.folder.writes or config.eval_images == 0:
+            return
+        rng = torch.Generator().manual_seed(config.seed + 2**40)
+        conditions = self.algorithm.sampler.next(config.eval_images, rng).to(self.algorithm.workers.device)
+        seeds = torch.randint(2**62, (len(conditions),), generator=rng)
+        images = self.draw(conditions, seeds)
+        total, parts = self.algorithm.reward(images, conditions)
+        result = {"images": len(images), "reward_mean": total.mean().item()}
+        result |= {f"reward/{name}": scores.mean().item() for name, scores in parts.items()}
+        classifier = load_classifier()
+        if classifier.class_names == self.algorithm.sampler.class_names:
+            accuracy = class_accuracy(classifier, images, conditions)
+            result |= {"class_accuracy_top1": accuracy.top1, "class_accuracy_top5": accuracy.top5}
+        results = json.loads(path.read_text()) if path.exists() else {}
+        results[moment] = result
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        text = "  ".join(f"{name} {value:.3f}" for name, value in result.items() if name != "images")
+        self.console.print(f"{moment:>6}: {text}  (on {len(images)} fresh images)", highlight=False, soft_wrap=True)
+
+    def draw(self, conditions: Conditions, seeds: Tensor) -> Tensor:
+        """Images of the policy as it is, drawn as training draws them."""
+        policy, conditions = self.algorithm.policy, conditions.to(self.algorithm.workers.device)
+        images = []
+        with self.algorithm.autocast():
+            for index in torch.arange(len(conditions)).split(self.config.sample_batch_size):
+                images.append(policy.decode(policy.sample(conditions[index], seeds[index]).tokens).float())
+        return torch.cat(images)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What workers other than the main one show."""
+    yield
+
+
+class RunFolder:
+    """The files of a run. Only the main worker writes."""
+
+    def __init__(self, path: Path, writes: bool):
+        self.path, self.writes = path, writes
+
+    def check(self, config: GRPOConfig, resume: bool) -> None:
+        """Refuse to overwrite another run, or to go on with other settings.
+
+        Raises:
+            ValueError: the message says which, and what to do.
+        """
+        saved = self.path / "config.json"
+        if resume:
+            if not saved.exists():
+                raise ValueError(f"run_dir: {self.path} holds no run to resume; start it without --resume")
+            before, now = json.loads(saved.read_text()), json.loads(json.dumps(dataclasses.asdict(config)))
+            different = sorted(k for k in now if k not in ("steps", "device") and before.get(k) != now[k])
+            if different:
+                name = different[0]
+                raise ValueError(
+                    f"{name}: {now[name]!r} differs from the run's {before.get(name)!r}; "
+                    f"resume with the settings in {saved}"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(
+                f"run_dir: {self.path} is not empty; continue it with --resume or choose another --run-dir"
+            )
+        parent = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"run_dir: no permission to write in {parent}; choose another --run-dir")
+
+    def create(self, config: GRPOConfig) -> None:
+        """Make the folder and write the resolved config."""
+        if self.writes:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (self.path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+
+    def sample_path(self, step: int) -> Path:
+        """Picture of the fixed classes and seeds after `step` steps."""
+        return self.path / f"samples/step-{step:06d}.png"
+
+    def save(self, algorithm: GRPO, step: int, keep: int) -> None:
+        """Write a checkpoint, then delete all but the newest `keep`."""
+        if not self.writes:
+            return
+
+        def write(folder: Path) -> None:
+            save_model(folder / "model", algorithm.policy.generator)
+            save_state(folder / "state.pt", {**algorithm.state(), "step": step})
+
+        write_atomically(self.path / f"checkpoints/step-{step:06d}", write)
+        for old in self.checkpoints()[:-keep]:
+            remove(old)
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def restore(self, algorithm: GRPO) -> int:
+        """Load the newest checkpoint; returns the number of steps it has behind it, 0 if there is none."""
+        if not self.checkpoints():
+            return 0
+        newest = self.checkpoints()[-1]
+        state = load_state(newest / "state.pt")
+        generator = algorithm.policy.generator
+        generator.transformer.load_state_dict(load_model(newest / "model").transformer.state_dict())
+        algorithm.load_state(state)
+        return state["step"]
