@@ -25,8 +25,11 @@ class Generator(Protocol):
     units: tuple[int, ...]
     guidance: float
     class_names: tuple[str, ...]
-    transformer: nn.Module
-    """the trainable network; all else is frozen"""
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The trainable network; all else is frozen."""
+        ...
 
     def start(self, conditions: Conditions) -> Any:
         """A fresh decoding state, for `step` alone to read and change."""

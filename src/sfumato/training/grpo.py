@@ -144,5 +144,5 @@ def frozen_copy(generator: Generator) -> Generator:
     """The generator as it is now, without gradients; only its transformer is copied, the rest is shared."""
     twin = copy.copy(generator)
     twin.__dict__["_modules"] = dict(generator.__dict__["_modules"])  # copy.copy shares it, and would share the network
-    twin.transformer = copy.deepcopy(generator.transformer).requires_grad_(False).eval()
+    twin.__dict__["_modules"]["transformer"] = copy.deepcopy(generator.transformer).requires_grad_(False).eval()
     return twin
