@@ -17,7 +17,12 @@ from rich.table import Table
 
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
-from sfumato.training.pretrain import PretrainConfig
+from sfumato.training.pretrain import (
+    ClassifierPretrainConfig,
+    PretrainConfig,
+    pretrain_classifier,
+    pretrain_generator,
+)
 
 Config = TypeVar("Config")
 Recipes = Mapping[str, tuple[str, Callable[[], Config]]]
@@ -48,11 +53,11 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """Train a generator from scratch: first its tokenizer, then the transformer on its tokens."""
+    """Train from scratch: a generator (first its tokenizer, then the transformer on its tokens), or a classifier."""
 
     data: Path
     """folder of images, one sub-folder a class, or the unpacked npm package emoji-datasource-google"""
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    config: Annotated[PretrainConfig | ClassifierPretrainConfig, tyro.conf.arg(name="")]
     run_dir: Path
     """folder for all that the run writes; the result is its model/"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -61,13 +66,14 @@ class Pretrain:
     def __call__(self) -> int:
         from sfumato.training.checkpoint import catch_interrupt
         from sfumato.training.logger import PretrainingView
-        from sfumato.training.pretrain import pretrain
 
         console = Console()
         with catch_interrupt() as interrupt, PretrainingView(console).open() as view:
-            finished = pretrain(
-                self.config, self.data, self.run_dir, resume=self.resume, report=view.show, interrupt=interrupt
-            )
+            keywords = {"resume": self.resume, "report": view.show, "interrupt": interrupt}
+            if isinstance(self.config, PretrainConfig):
+                finished = pretrain_generator(self.config, self.data, self.run_dir, **keywords)
+            else:
+                finished = pretrain_classifier(self.config, self.data, self.run_dir, **keywords)
         console.print(f"{'Done' if finished else 'Stopped, saved'}: {self.run_dir}", highlight=False)
         return FINISHED if finished else INTERRUPTED
 

@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for width in config.widths:
-            for stride in (1, 2):
+            for stride in (2, 1):
                 conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
                 layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width

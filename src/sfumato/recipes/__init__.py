@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from sfumato.recipes import emoji, pretraining, var
 from sfumato.training.config import GRPOConfig
-from sfumato.training.pretrain import PretrainConfig
+from sfumato.training.pretrain import ClassifierPretrainConfig, PretrainConfig
 
 Config = TypeVar("Config")
 
@@ -34,7 +34,8 @@ TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
 }
 """GRPO recipes by name, each with one line of help."""
 
-PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], PretrainConfig]]] = {
+PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], PretrainConfig | ClassifierPretrainConfig]]] = {
     "emoji-var": _with_help(pretraining.emoji_var),
+    "emoji-classifier": _with_help(pretraining.emoji_classifier),
 }
 """Pre-training recipes by name, each with one line of help."""

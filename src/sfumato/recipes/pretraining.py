@@ -3,7 +3,7 @@
 from sfumato.models.var import VARConfig
 from sfumato.models.vqvae import VQVAEConfig
 from sfumato.training.generator import GeneratorTraining
-from sfumato.training.pretrain import PretrainConfig
+from sfumato.training.pretrain import ClassifierPretrainConfig, PretrainConfig
 from sfumato.training.tokenizer import TokenizerTraining
 
 
@@ -24,3 +24,8 @@ def emoji_var() -> PretrainConfig:
         tokenizer_training=TokenizerTraining(steps=2600, batch_size=24, learning_rate=7e-4),
         generator_training=GeneratorTraining(steps=5000, batch_size=32, learning_rate=1.5e-3),
     )
+
+
+def emoji_classifier() -> ClassifierPretrainConfig:
+    """Classifier of the same 512 emoji, for evaluation only."""
+    return ClassifierPretrainConfig()

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from sfumato.rollout import Conditions
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores of images in [0, 1]; higher is better. Any function of this form is a reward."""
 

@@ -19,7 +19,7 @@ from sfumato.training.schedule import cosine_schedule
 class ClassifierTraining:
     """How a classifier is trained."""
 
-    steps: int = 4000
+    steps: int = 2000
     """optimizer steps"""
     batch_size: int = 64
     """images a step"""

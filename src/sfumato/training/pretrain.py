@@ -1,4 +1,4 @@
-"""Pre-training by maximum likelihood: first the tokenizer, then the generator on its tokens."""
+"""Pre-training: a generator (first its tokenizer, then the transformer on its tokens), or a classifier."""
 
 import dataclasses
 import json
@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
+from sfumato.models.classifier import Classifier, ClassifierConfig, save_classifier
 from sfumato.models.library import load_model, save_model
 from sfumato.models.var import VAR, VARConfig
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 from sfumato.training.checkpoint import Interrupt, load_state, save_state, write_atomically
+from sfumato.training.classifier import ClassifierTrainer, ClassifierTraining
 from sfumato.training.generator import GeneratorTrainer, GeneratorTraining
 from sfumato.training.pictures import save_png
 from sfumato.training.tokenizer import TokenizerTrainer, TokenizerTraining
@@ -39,6 +41,23 @@ class PretrainConfig:
     """steps between checkpoints and sample grids"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPretrainConfig:
+    """A classifier for evaluation, trained from scratch."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 192)
+    """channels of each stage; every stage halves the side"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """the only stage"""
+    seed: int = 0
+    """of weights and draws"""
+    save_every: int = 250
+    """steps between checkpoints and sample grids"""
+
+
+@runtime_checkable
 class Stage(Protocol):
     """What `run_stage` drives: a trainer of one model."""
 
@@ -54,26 +73,50 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage's name, the steps done, the steps in all, and the step's statistics."""
 
 
-def pretrain(
+def claim(run_dir: Path, config: PretrainConfig | ClassifierPretrainConfig, resume: bool) -> None:
+    """Make the run folder with its `config.json`, or see that the one there has the same settings.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` was not asked for, or its settings are others.
+    """
+    settings, saved = dataclasses.asdict(config), run_dir / "config.json"
+    if saved.exists():
+        if not resume:
+            raise ValueError(f"run_dir: {run_dir} holds a run; continue it with --resume or choose another --run-dir")
+        if json.loads(saved.read_text()) != json.loads(json.dumps(settings)):
+            raise ValueError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    saved.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def pretrain_classifier(
+    config: ClassifierPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
+) -> bool:
+    """Train a classifier in `run_dir`, whose `model/` is the result; returns whether it was finished."""
+    source = open_source(data, config.image_size)
+    claim(run_dir, config, resume)
+    torch.manual_seed(config.seed)  # initial weights
+    shape = ClassifierConfig(num_classes=len(source.class_names), widths=config.widths)
+    model = Classifier(shape, source.class_names)
+    trainer = ClassifierTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed))
+    if not run_stage(trainer, run_dir / "classifier", config.training.steps, config.save_every, report, interrupt):
+        return False
+    top1, top5 = trainer.held_out_accuracy()
+    (run_dir / "accuracy.json").write_text(json.dumps({"top1": top1, "top5": top5}) + "\n")
+    write_atomically(run_dir / "model", lambda p: save_classifier(p, model))
+    return True
+
+
+def pretrain_generator(
     config: PretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
 ) -> bool:
     """Train both stages in `run_dir`, whose `model/` is the result; returns whether they were finished.
 
     Raises:
-        ValueError: the data cannot be read, or the run folder exists and `resume` was not asked for.
+        ValueError: the data cannot be read, or the run folder is taken.
     """
-    settings = dataclasses.asdict(config)
-    if (run_dir / "config.json").exists():
-        if not resume:
-            raise ValueError(f"run_dir: {run_dir} holds a run; continue it with --resume or choose another --run-dir")
-        if json.loads((run_dir / "config.json").read_text()) != json.loads(json.dumps(settings)):
-            raise ValueError(
-                f"resume: {run_dir}/config.json has other settings; give the same ones or another --run-dir"
-            )
     source = open_source(data, config.tokenizer.image_size)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-
+    claim(run_dir, config, resume)
     torch.manual_seed(config.seed)  # initial weights
     tokenizer = MultiScaleVQVAE(config.tokenizer)
     shape = dataclasses.replace(config.transformer, num_classes=len(source.class_names))
@@ -83,7 +126,9 @@ def pretrain(
         first = TokenizerTrainer(
             tokenizer, source, config.tokenizer_training, torch.Generator().manual_seed(config.seed)
         )
-        if not run_stage(first, run_dir / "tokenizer", config.tokenizer_training.steps, config, report, interrupt):
+        if not run_stage(
+            first, run_dir / "tokenizer", config.tokenizer_training.steps, config.save_every, report, interrupt
+        ):
             return False
         tokenizer.quantizer.usage.copy_(code_usage(tokenizer, source))
         # Half precision is what ships, so the generator learns the tokens of the rounded tokenizer.
@@ -92,15 +137,15 @@ def pretrain(
     tokenizer.requires_grad_(False).eval()
 
     second = GeneratorTrainer(generator, source, config.generator_training, torch.Generator().manual_seed(config.seed))
-    if not run_stage(second, run_dir / "generator", config.generator_training.steps, config, report, interrupt):
+    if not run_stage(
+        second, run_dir / "generator", config.generator_training.steps, config.save_every, report, interrupt
+    ):
         return False
     write_atomically(run_dir / "model", lambda p: save_model(p, second.averaged(), torch.float16))
     return True
 
 
-def run_stage(
-    trainer: Stage, folder: Path, steps: int, config: PretrainConfig, report: Report, interrupt: Interrupt
-) -> bool:
+def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report: Report, interrupt: Interrupt) -> bool:
     """Train from the stage's checkpoint, if there is one, to the end; returns False when interrupted (and saved)."""
     first = 0
     checkpoint = folder / "checkpoint.pt"
@@ -115,7 +160,7 @@ def run_stage(
         stats = trainer.step(step)
         done = step + 1
         report(folder.name, done, steps, stats)
-        due = done % config.save_every == 0 or done == steps
+        due = done % save_every == 0 or done == steps
         if due or interrupt:
             save_state(checkpoint, {"trainer": trainer.state(), "rng": trainer.rng.get_state(), "step": done})
         if due:

@@ -1,0 +1,156 @@
+"""Time each phase of a GRPO step: sample, decode, reward, reference, update.
+
+    python benchmarks/phases.py emoji-var --batch 32
+    python benchmarks/phases.py var-d16 --batch 4        # random weights: speed does not depend on them
+
+Prints a Markdown table: seconds, floating-point operations (counted by torch, matrix multiplications, convolutions and
+attention only), and the share of the machine's matrix-multiply peak, which is measured first; then peak memory.
+"""
+
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import tyro
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.algorithms.advantages import group_advantages
+from sfumato.data.conditions import ClassSampler
+from sfumato.models.library import RELEASES, imagenet_class_names, load
+from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
+from sfumato.policy import Policy
+from sfumato.rewards import build_reward
+from sfumato.training.config import GRPOConfig
+from sfumato.training.distributed import join
+from sfumato.training.grpo import GRPO, Experience
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to time."""
+
+    model: tyro.conf.Positional[str] = "emoji-var"
+    """a bundled generator, or a released one with random weights"""
+    batch: int = 32
+    """images"""
+    repeats: int = 3
+    """runs of each phase after a warm-up; the median counts"""
+    guidance: float = 0.0
+    """classifier-free guidance"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    precision: Annotated[str, tyro.conf.arg(help="fp32 or bf16")] = "fp32"
+
+
+def random_release(name: str) -> VAR:
+    """A released generator's network with random weights."""
+    release = RELEASES[name]
+    with torch.no_grad():
+        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.patch_nums))
+        config = VARConfig(
+            depth=release.depth,
+            width=64 * release.depth,
+            num_heads=release.depth,
+            shared_adaln=release.depth == 36,
+        )
+        return VAR(config, tokenizer, imagenet_class_names()).eval()
+
+
+def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median wall-clock seconds, after one warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Best floating-point operations a second of square matrix products of a few sizes."""
+    best = 0.0
+    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        best = max(best, 2 * size**3 / seconds(lambda a=a, b=b: a @ b, 5, device))
+    return best
+
+
+def operations(run: Callable[[], object]) -> float:
+    """Floating-point operations of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def main(arguments: Arguments) -> None:
+    """Time the phases and print the table."""
+    workers = join(arguments.device)
+    device = workers.device
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    peak = matmul_peak(device, dtype)
+    if arguments.model in RELEASES:
+        policy = Policy(random_release(arguments.model).to(device), temperature=0.7)
+    else:
+        policy = load(arguments.model, temperature=0.7, device=device)
+    policy.generator.guidance = arguments.guidance
+    batch = arguments.batch
+    config = GRPOConfig(
+        model=arguments.model,
+        reward={"brightness": 1.0},
+        labels_per_step=1,
+        group_size=batch,
+        minibatch_size=batch,
+        micro_batch_size=batch,
+        sample_batch_size=batch,
+        precision=arguments.precision,  # pyright: ignore[reportArgumentType]
+    )
+    sampler = ClassSampler(policy.generator.class_names)
+    algorithm = GRPO(config, policy, sampler, build_reward(config.reward), workers)
+    conditions = sampler.next(1, algorithm.rng).repeat(batch).to(device)
+    seeds = torch.arange(batch)
+
+    @torch.no_grad()
+    def phase(run: Callable[[], object]) -> object:
+        with algorithm.autocast():
+            return run()
+
+    rollout = policy.sample(conditions, seeds)
+    images = policy.decode(rollout.tokens).float()
+    rewards, _ = algorithm.reward(images, conditions)
+    advantages, _ = group_advantages(rewards, batch)
+    with torch.no_grad():
+        reference = algorithm.reference.log_probs(conditions, rollout.tokens)
+    experience = Experience(rollout=rollout, advantages=advantages, reference_log_probs=reference)
+    phases: dict[str, Callable[[], object]] = {
+        "sample": lambda: phase(lambda: policy.sample(conditions, seeds)),
+        "decode": lambda: phase(lambda: policy.decode(rollout.tokens)),
+        "reward": lambda: algorithm.reward(images, conditions),
+        "reference": lambda: phase(lambda: algorithm.reference.log_probs(conditions, rollout.tokens)),
+        "update": lambda: algorithm.update(experience, torch.arange(batch)),
+    }
+    print(f"{arguments.model}, batch {batch}, guidance {arguments.guidance}, {arguments.precision}, {device}: ", end="")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, ", end="")
+    print(f"matrix-multiply peak {peak / 1e9:.0f} GFLOP/s\n")
+    print("| phase | seconds | images/s | GFLOP | GFLOP/s | share of peak |\n|---|---|---|---|---|---|")
+    for name, run in phases.items():
+        took, work = seconds(run, arguments.repeats, device), operations(run)
+        print(
+            f"| {name} | {took:.3f} | {batch / took:.1f} | {work / 1e9:.1f} | {work / took / 1e9:.0f} | "
+            f"{work / took / peak:.0%} |"
+        )
+    if device.type == "cuda":
+        print(f"\nPeak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU")
+    else:
+        print(f"\nPeak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB (whole process)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
