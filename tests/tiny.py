@@ -1,0 +1,80 @@
+"""A generator small enough to train in a test, and runs of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.algorithms.losses import LossConfig
+from sfumato.data.conditions import ClassSampler
+from sfumato.models.library import load
+from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
+from sfumato.rewards import build_reward
+from sfumato.rollout import Conditions
+from sfumato.training.config import GRPOConfig
+from sfumato.training.distributed import Workers
+from sfumato.training.grpo import GRPO
+
+CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
+TOKENIZER = VQVAEConfig(
+    scales=(1, 2),
+    vocab_size=16,
+    latent_channels=4,
+    base_channels=8,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    patch=2,
+    norm_groups=4,
+)
+TRANSFORMER = VARConfig(depth=1, width=16, num_heads=2, num_classes=len(CLASS_NAMES))
+
+
+def tiny_var(seed: int = 0, guidance: float = 0.0) -> VAR:
+    """A random generator of 8-pixel images from 5 tokens, whose tokens and classes all make a difference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = VAR(TRANSFORMER, MultiScaleVQVAE(TOKENIZER), CLASS_NAMES, guidance)
+        with torch.no_grad():
+            # Larger than at the start of training, so that what is left out of a computation shows.
+            for parameter in generator.transformer.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            generator.tokenizer.decoder.conv_out.weight.mul_(4)
+    return generator.eval()
+
+
+def tiny_conditions(labels: Sequence[int]) -> Conditions:
+    """Conditions of the tiny generator; its null class is 5."""
+    return Conditions(labels=torch.tensor(labels), names=tuple((*CLASS_NAMES, "null")[i] for i in labels))
+
+
+def tiny_config(model: Path | str, **changes: Any) -> GRPOConfig:
+    """A run of two steps on the tiny generator."""
+    config = GRPOConfig(
+        model=str(model),
+        reward={"brightness": 1.0},
+        steps=2,
+        labels_per_step=2,
+        group_size=4,
+        minibatch_size=4,
+        micro_batch_size=4,
+        sample_batch_size=8,
+        temperature=0.7,
+        learning_rate=1e-3,
+        final_learning_rate=1e-3,
+        loss=LossConfig(clip=0.2, kl_weight=0.1),
+        device="cpu",
+        eval_images=0,
+    )
+    return replace(config, **changes)
+
+
+def algorithm_of(config: GRPOConfig) -> GRPO:
+    """The algorithm of a config, in this process alone and without a run folder."""
+    config.validate()
+    policy = load(config.model, guidance=config.guidance, temperature=config.temperature)
+    sampler = ClassSampler(policy.generator.class_names, config.classes)
+    workers = Workers(rank=0, count=1, device=torch.device("cpu"))
+    return GRPO(config, policy, sampler, build_reward(config.reward), workers)
