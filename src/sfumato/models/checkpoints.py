@@ -3,9 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -62,8 +60,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"weights: {path} cannot be read ({reason}); is it truncated? download it again") from error
     if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
         content = content["trainer"].get("var_wo_ddp")

@@ -62,8 +62,8 @@ def load_state(path: Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"checkpoint: there is no {path}; nothing to resume") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"checkpoint: {path} is damaged ({reason}); delete it to resume from the one before"
         ) from error
