@@ -149,10 +149,8 @@ class Sample:
                 images.append(sample_smooth(generator, conditions[index], seeds[index], keep))
             else:
                 images.append(policy.decode(policy.sample(conditions[index], seeds[index], keep).tokens))
-        columns = self.count if len(labels) > 1 else min(self.count, 8)
-        while columns < 6 and len(labels) * self.count > 16:
-            columns *= 2
         pictures = torch.cat(images)
+        columns = min(len(pictures), self.count * max(1, 8 // self.count))  # a class's images stay in one row
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
         Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
         return FINISHED

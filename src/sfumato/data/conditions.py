@@ -16,7 +16,7 @@ def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
         ValueError: there is no such class; the message names close ones.
     """
     text = str(name_or_number).strip().lower()
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?\d+", text):
         label = int(text)
         if 0 <= label < len(class_names):
             return label

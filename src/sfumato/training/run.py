@@ -91,7 +91,8 @@ class Run:
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop:
                     folder.save(self.algorithm, step + 1, config.keep_checkpoints)
                 if stop and step + 1 < config.steps:
-                    self.console.print(f"Stopped after step {step + 1}, saved in {folder.path}; go on with --resume.")
+                    if workers.is_main:
+                        view.note(f"Stopped after step {step + 1}, saved in {folder.path}; go on with --resume.")
                     return False
         self.measure("after")
         if metrics_file is not None:
