@@ -1,0 +1,141 @@
+"""Image sources: a folder of pictures, and a small stand-in for the emoji package."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.data.images import EMOJI_SCENES, EmojiImages, FolderImages, Scene, compose, open_source
+
+
+def save(path: Path, colour: tuple[int, ...], size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def test_folder(tmp_path: Path):
+    save(tmp_path / "b/one.png", (255, 0, 0))
+    save(tmp_path / "a/deep/two.PNG", (0, 51, 0), size=(20, 10))
+    save(tmp_path / "a/three.jpg", (102, 102, 102), size=(30, 60))
+    (tmp_path / "a/notes.txt").write_text("not an image")
+    source = FolderImages(tmp_path, 8)
+    assert source.class_names == ("a", "b")
+    assert len(source) == 3
+    assert torch.equal(source.weights, torch.ones(3))
+    images, labels = source[torch.tensor([0, 1, 2])]
+    assert images.shape == (3, 3, 8, 8)
+    assert labels.tolist() == [0, 0, 1]
+    colours = torch.tensor([[0.0, 0.2, 0.0], [0.4, 0.4, 0.4], [1.0, 0.0, 0.0]])
+    torch.testing.assert_close(images.mean((2, 3)), colours, rtol=0, atol=2 / 255)
+    again, label = source[torch.tensor([2])]
+    assert torch.equal(again[0], images[2])
+    assert label.tolist() == [1]
+
+
+def test_images_are_cropped_at_the_centre(tmp_path: Path):
+    pixels = np.zeros((8, 24, 3), np.uint8)
+    pixels[:, 8:16] = (10, 20, 30)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    source = FolderImages(tmp_path, 8)
+    assert source.class_names == ("image",)
+    images, _ = source[torch.tensor([0])]
+    expected = torch.tensor([10, 20, 30])[:, None, None].expand(3, 8, 8)
+    assert torch.equal((images[0] * 255).round().int(), expected.int())
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path):
+    save(tmp_path / "clear.png", (0, 0, 0, 0), mode="RGBA")
+    save(tmp_path / "half.png", (0, 0, 0, 128), mode="RGBA")
+    images, _ = FolderImages(tmp_path, 8)[torch.tensor([0, 1])]
+    assert images[0].min() == 1
+    torch.testing.assert_close(images[1], torch.full((3, 8, 8), 127 / 255), rtol=0, atol=1.5 / 255)
+
+
+def test_folder_errors(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"data: .*nowhere is not a folder"):
+        FolderImages(tmp_path / "nowhere", 8)
+    with pytest.raises(ValueError, match="data: no images"):
+        FolderImages(tmp_path, 8)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"data: .*broken\.png cannot be read as an image"):
+        FolderImages(tmp_path, 8)
+
+
+def emoji(name: str, order: int, category: str = "Food & Drink", subcategory: str = "x", google: bool = True) -> dict:
+    return {
+        "name": name,
+        "sort_order": order,
+        "category": category,
+        "subcategory": subcategory,
+        "has_img_google": google,
+        "image": f"{name.lower().replace(' ', '-')}.png",
+    }
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A package of three emoji that count (a red square, a half-transparent blue one, nothing), and three others."""
+    entries = [
+        emoji("SOCCER BALL", 30, "Activities", "sport"),
+        emoji("RED APPLE", 10),
+        emoji("GREY FACE", 20, "Smileys & Emotion", "face-smiling"),
+        emoji("HEART", 5, "Smileys & Emotion", "emotion"),
+        emoji("FLAG", 6, "Flags", "flag"),
+        emoji("LOST", 7, google=False),
+    ]
+    (tmp_path / "emoji.json").write_text(json.dumps(entries))
+    colours = {"red-apple": (255, 0, 0, 255), "grey-face": (0, 0, 255, 128), "soccer-ball": (9, 9, 9, 0)}
+    for name, colour in colours.items():
+        save(tmp_path / f"img/google/64/{name}.png", colour, size=(64, 64), mode="RGBA")
+    return tmp_path
+
+
+def test_emoji(package: Path):
+    scenes = (Scene(background=(0.0, 1.0, 0.0)), Scene(background=(1.0, 1.0, 1.0), light=0.5, weight=0.25))
+    source = EmojiImages(package, 64, scenes)
+    assert source.class_names == ("red apple", "grey face", "soccer ball")
+    assert len(source) == 6
+    assert source.weights.tolist() == [1.0, 0.25] * 3
+    images, labels = source[torch.arange(6)]
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert images.shape == (6, 3, 64, 64)
+    # The outermost eighth is background, the middle is the emoji laid on it; the light dims both.
+    corners, middles = images[:, :, :8, :8], images[:, :, 20:44, 20:44]
+    alpha = 128 / 255
+    for i, (corner, middle) in enumerate(
+        [
+            ((0, 1, 0), (1, 0, 0)),
+            ((0.5, 0.5, 0.5), (0.5, 0, 0)),
+            ((0, 1, 0), (0, 1 - alpha, alpha)),
+            ((0.5, 0.5, 0.5), ((1 - alpha) / 2, (1 - alpha) / 2, 0.5)),
+            ((0, 1, 0), (0, 1, 0)),
+            ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    ):
+        torch.testing.assert_close(corners[i].amax((1, 2)), torch.tensor(corner).float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(corners[i].amin((1, 2)), torch.tensor(corner).float(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(middles[i].mean((1, 2)), torch.tensor(middle).float(), rtol=0, atol=1.5 / 255)
+
+
+def test_scenes():
+    assert len(EMOJI_SCENES) == 15
+    assert sum(scene.weight for scene in EMOJI_SCENES) == 8 + 4 * 0.75 + 3 * 0.5
+
+
+def test_open_source(package: Path, tmp_path_factory: pytest.TempPathFactory):
+    assert isinstance(open_source(package, 64), EmojiImages)
+    folder = tmp_path_factory.mktemp("pictures")
+    save(folder / "a.png", (1, 2, 3))
+    assert isinstance(open_source(folder, 8), FolderImages)
+
+
+def test_compose_by_hand():
+    # Premultiplied: half-transparent full red is (0.5, 0, 0, 0.5).
+    sprite = torch.tensor([0.5, 0.0, 0.0, 0.5])[None, :, None, None].expand(2, 4, 2, 2)
+    backgrounds, lights = torch.tensor([[0.2, 0.4, 0.6], [1.0, 1.0, 1.0]]), torch.tensor([1.0, 0.5])
+    images = compose(sprite, backgrounds, lights)
+    expected = torch.tensor([[0.6, 0.2, 0.3], [0.5, 0.25, 0.25]])[:, :, None, None].expand(2, 3, 2, 2)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)

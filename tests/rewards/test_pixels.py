@@ -1,0 +1,64 @@
+"""Rewards of pixels: by hand, and against an independent computation on 8-bit values."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_conditions
+from torch import Tensor
+
+from sfumato.rewards import REWARDS, pixels
+from sfumato.rollout import Conditions
+
+
+def plain(*colours: tuple[float, float, float]) -> tuple[Tensor, Conditions]:
+    """Plain images of these colours."""
+    images = torch.tensor(colours)[:, :, None, None].expand(-1, -1, 4, 6)
+    return images, tiny_conditions([0] * len(colours))
+
+
+RED, GREEN, BLUE, WHITE, BLACK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0,) * 3, (0.0,) * 3
+
+
+def test_brightness_and_darkness():
+    images, conditions = plain(RED, GREEN, BLUE, WHITE, BLACK)
+    expected = torch.tensor([0.299, 0.587, 0.114, 1.0, 0.0])
+    torch.testing.assert_close(pixels.brightness(images, conditions), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(pixels.darkness(images, conditions), 1 - expected, rtol=0, atol=1e-6)
+    half = torch.zeros(1, 3, 4, 4)
+    half[:, :, :, :2] = torch.tensor(RED)[:, None, None]
+    assert pixels.brightness(half, tiny_conditions([0])).item() == pytest.approx(0.1495, abs=1e-6)
+
+
+def test_thresholds():
+    images, conditions = plain((0.81,) * 3, (0.79,) * 3, (0.5,) * 3, (0.21,) * 3, (0.19,) * 3, WHITE, BLACK)
+    assert pixels.bright(images, conditions).tolist() == [1, 0, 0, 0, 0, 1, 0]
+    assert pixels.dark(images, conditions).tolist() == [0, 0, 0, 0, 1, 0, 1]
+
+
+def test_colorfulness_by_hand():
+    # Plain images have no spread: 0.3 times the distance of the mean from grey. Yellow: rg = 0, yb = 1.
+    images, conditions = plain(RED, BLUE, (1.0, 1.0, 0.0), WHITE, (0.5,) * 3)
+    expected = torch.tensor([0.3 * math.sqrt(1.25), 0.3, 0.3, 0.0, 0.0])
+    torch.testing.assert_close(pixels.colorfulness(images, conditions), expected, rtol=0, atol=1e-6)
+    # Half red, half green: rg is 1 and -1, yb is 1/2 throughout; spread 1, chroma 1/2.
+    halves = torch.zeros(1, 3, 4, 4)
+    halves[:, 0, :2], halves[:, 1, 2:] = 1, 1
+    assert pixels.colorfulness(halves, tiny_conditions([0])).item() == pytest.approx(1.15, abs=1e-6)
+
+
+def test_colorfulness_of_noise_as_published():
+    picture = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3))
+    images = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 255
+    published = []
+    for red, green, blue in (np.moveaxis(p.astype(float), 2, 0) for p in picture):
+        rg, yb = red - green, 0.5 * (red + green) - blue
+        published.append(math.hypot(rg.std(), yb.std()) + 0.3 * math.hypot(rg.mean(), yb.mean()))
+    scores = pixels.colorfulness(images, tiny_conditions([0, 1, 2])) * 255
+    np.testing.assert_allclose(scores.numpy(), published, rtol=0, atol=1e-3)
+    assert min(published) > 100
+
+
+def test_names():
+    assert set(REWARDS) == {"brightness", "darkness", "bright", "dark", "colorfulness"}
