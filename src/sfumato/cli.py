@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
@@ -272,6 +273,29 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
     return parse_options(commands[name], name, rest, None)
 
 
+CONSTRUCTORS = ConstructorRegistry()
+
+
+@CONSTRUCTORS.primitive_rule
+def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
+    """Rewards as names and weights that replace the recipe's; tyro itself would only let those of the recipe change."""
+
+    def parse_pairs(arguments: list[str]) -> dict[str, float]:
+        if len(arguments) % 2:
+            raise ValueError(f"{' '.join(arguments)} are not pairs of a name and its weight")
+        return {name: float(weight) for name, weight in zip(arguments[::2], arguments[1::2], strict=True)}
+
+    if info.type != dict[str, float]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME WEIGHT ...",
+        instance_from_str=parse_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda weights: [str(part) for pair in weights.items() for part in pair],
+    )
+
+
 def parse_options(command: type, name: str, arguments: list[str], defaults: object) -> Callable[[], int]:
     """Typed options of a command, with help from its docstrings.
 
@@ -281,7 +305,7 @@ def parse_options(command: type, name: str, arguments: list[str], defaults: obje
     default = tyro.MISSING_NONPROP if defaults is None else defaults
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), CONSTRUCTORS:
             return tyro.cli(  # pyright: ignore[reportReturnType]
                 command, prog=f"sfumato {name}", args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
             )

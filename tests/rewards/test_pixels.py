@@ -18,7 +18,8 @@ def plain(*colours: tuple[float, float, float]) -> tuple[Tensor, Conditions]:
     return images, tiny_conditions([0] * len(colours))
 
 
-RED, GREEN, BLUE, WHITE, BLACK = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0,) * 3, (0.0,) * 3
+RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+WHITE, BLACK = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
 
 
 def test_brightness_and_darkness():
@@ -32,14 +33,14 @@ def test_brightness_and_darkness():
 
 
 def test_thresholds():
-    images, conditions = plain((0.81,) * 3, (0.79,) * 3, (0.5,) * 3, (0.21,) * 3, (0.19,) * 3, WHITE, BLACK)
+    images, conditions = plain(*((grey, grey, grey) for grey in (0.81, 0.79, 0.5, 0.21, 0.19, 1.0, 0.0)))
     assert pixels.bright(images, conditions).tolist() == [1, 0, 0, 0, 0, 1, 0]
     assert pixels.dark(images, conditions).tolist() == [0, 0, 0, 0, 1, 0, 1]
 
 
 def test_colorfulness_by_hand():
     # Plain images have no spread: 0.3 times the distance of the mean from grey. Yellow: rg = 0, yb = 1.
-    images, conditions = plain(RED, BLUE, (1.0, 1.0, 0.0), WHITE, (0.5,) * 3)
+    images, conditions = plain(RED, BLUE, (1.0, 1.0, 0.0), WHITE, (0.5, 0.5, 0.5))
     expected = torch.tensor([0.3 * math.sqrt(1.25), 0.3, 0.3, 0.0, 0.0])
     torch.testing.assert_close(pixels.colorfulness(images, conditions), expected, rtol=0, atol=1e-6)
     # Half red, half green: rg is 1 and -1, yb is 1/2 throughout; spread 1, chroma 1/2.

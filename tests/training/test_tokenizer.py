@@ -21,7 +21,7 @@ from sfumato.training.tokenizer import (
 class Quarters:
     """Images of four quarters, each in one of eight colours."""
 
-    class_names = ("quarters",)
+    class_names: tuple[str, ...] = ("quarters",)
 
     def __init__(self, count: int = 12):
         rng = torch.Generator().manual_seed(0)
