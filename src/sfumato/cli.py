@@ -312,13 +312,23 @@ def parse_options(command: type, name: str, arguments: list[str], defaults: obje
     except SystemExit as error:
         if not error.code:  # help was asked for and printed
             raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in complaint.getvalue().splitlines()[1:]]
-        problem, *rest = [line for line in lines if line]
-        if problem.endswith(":"):
-            problem = f"{problem} {rest[0]}"
-        meant = [line.split()[0] for line in rest if line.startswith("--")][:3]
-        hint = f"; did you mean {' or '.join(meant)}?" if meant and "nrecognized" in problem else ""
+        problem, suggestions = read_complaint(complaint.getvalue())
+        hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions and "nrecognized" in problem else ""
         raise ValueError(f"{problem}{hint}; see sfumato {name} --help") from None
+
+
+def read_complaint(box: str) -> tuple[str, list[str]]:
+    """What tyro's box says in its first section, and the options that later ones name. Where the output is not
+    Unicode the box has no sides and rules of hyphens."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip(" │") for line in box.splitlines()[1:]):
+        if line.strip("─-╰╯"):
+            sections[-1].append(line)
+        elif sections[-1]:
+            sections.append([])
+    problem, *rest = sections
+    suggestions = [line.split()[0] for section in rest for line in section if line.startswith("--")]
+    return " ".join(problem).rstrip("."), suggestions[:3]
 
 
 def run_dir(recipe: str) -> Path:
