@@ -21,5 +21,6 @@ class Accuracy:
 def class_accuracy(classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Accuracy:
     """Agreement of a classifier with the classes asked for, by label."""
     with torch.no_grad():
-        top = classifier(images.cpu()).topk(5).indices == conditions.labels.cpu()[:, None]
+        logits = classifier(images.cpu())
+        top = logits.topk(min(5, logits.shape[1])).indices == conditions.labels.cpu()[:, None]
     return Accuracy(top1=top[:, 0].float().mean().item(), top5=top.any(1).float().mean().item())

@@ -89,7 +89,8 @@ class ClassifierTrainer:
         rng, hits = torch.Generator().manual_seed(seed), torch.zeros(2)
         for _ in range(count // 64):
             images, labels = random_scenes(self.source, 64, rng)
-            top = self.model.eval()(augment(images, rng)).topk(5).indices == labels[:, None]
+            logits = self.model.eval()(augment(images, rng))
+            top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits += torch.stack([top[:, 0].sum(), top.sum()])
         top1, top5 = (hits / (count // 64 * 64)).tolist()
         return top1, top5
