@@ -7,13 +7,16 @@ import pytest
 import torch
 from command import run_module
 from PIL import Image
-from tiny import CLASS_NAMES, TOKENIZER, tiny_conditions
+from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_conditions
 
-from sfumato.cli import main, parse
+from sfumato.cli import Pretrain, main, parse
 from sfumato.models.checkpoints import load_var, read_state_dict
 from sfumato.models.library import load
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
+from sfumato.training.generator import GeneratorTraining
+from sfumato.training.pretrain import PretrainConfig
+from sfumato.training.tokenizer import TokenizerTraining
 
 Capture = pytest.CaptureFixture[str]
 
@@ -208,6 +211,23 @@ def test_export(capsys: Capture, tiny_model: Path, tmp_path: Path, file_format: 
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in ours)
     assert f"out: {files[0]} exists" in refused(capsys, *arguments)
+
+
+def test_pretraining(capsys: Capture, tmp_path: Path):
+    for name in ("light", "dark"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "white" if name == "light" else "black").save(tmp_path / "data" / name / "0.png")
+    config = PretrainConfig(
+        tokenizer=TOKENIZER,
+        transformer=TRANSFORMER,
+        tokenizer_training=TokenizerTraining(steps=1, batch_size=2),
+        generator_training=GeneratorTraining(steps=1, batch_size=2),
+    )
+    assert Pretrain(data=tmp_path / "data", config=config, run_dir=tmp_path / "run")() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("tokenizer 1/1  loss ")
+    assert lines[1].startswith("generator 1/1  loss ")
+    assert printed(capsys, "classes", str(tmp_path / "run")).split() == ["0", "dark", "1", "light"]
 
 
 def test_wrong_export(capsys: Capture, tiny_model: Path, tmp_path: Path):

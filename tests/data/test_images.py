@@ -120,6 +120,16 @@ def test_emoji(package: Path):
         torch.testing.assert_close(middles[i].mean((1, 2)), torch.tensor(middle).float(), rtol=0, atol=1.5 / 255)
 
 
+def test_hidden_colours_of_transparent_pixels_do_not_bleed(package: Path):
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:, :32] = (255, 0, 0, 255)
+    pixels[:, 32:] = (0, 255, 0, 0)
+    Image.fromarray(pixels).save(package / "img/google/64/red-apple.png")
+    images, _ = EmojiImages(package, 64, (Scene(background=(0.0, 0.0, 0.0)),))[torch.tensor([0])]
+    assert images[0, 0].max() == 1
+    assert images[0, 1:].max() == 0
+
+
 def test_scenes():
     assert len(EMOJI_SCENES) == 15
     assert sum(scene.weight for scene in EMOJI_SCENES) == 8 + 4 * 0.75 + 3 * 0.5

@@ -150,8 +150,9 @@ def test_top_k_by_hand():
 
 def test_top_p_by_hand():
     logits = torch.tensor([[0.5, 0.125, 0.25, 0.125]]).log()
-    kept = {p: VAR.filter(logits, top_p=p).isfinite().tolist()[0] for p in (0.1, 0.4, 0.7, 0.8, 1.0)}
+    kept = {p: VAR.filter(logits, top_p=p).isfinite().tolist()[0] for p in (1e-9, 0.1, 0.4, 0.7, 0.8, 1.0)}
     # The least likely go as long as they add up to at most 1 - p; the likeliest always stays.
+    assert kept[1e-9] == [True, False, False, False]
     assert kept[0.1] == [True, False, False, False]
     assert kept[0.4] == [True, False, False, False]
     assert kept[0.7] == [True, False, True, False]

@@ -8,7 +8,7 @@ import torch
 from tiny import algorithm_of, tiny_conditions, tiny_config
 from torch import Tensor
 
-from sfumato.algorithms.losses import LossConfig
+from sfumato.algorithms.losses import LossConfig, grpo_loss
 from sfumato.training.grpo import GRPO, Experience
 from sfumato.training.timing import PhaseTimer
 
@@ -55,10 +55,35 @@ def test_micro_batches_change_nothing(tiny_model: Path, micro_batch_size: int):
 def test_update_follows_the_gradient_of_the_loss(tiny_model: Path):
     algorithm = algorithm_of(tiny_config(tiny_model, micro_batch_size=2, max_grad_norm=1e9))
     experience = experience_of(algorithm)
-    loss, _ = algorithm.loss(experience, torch.tensor([6, 0, 3, 5]))
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, algorithm.parameters)])
-    actual = gradient_of_update(algorithm, experience, torch.tensor([6, 0, 3, 5]))
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    # The second update must not see anything of the first one's gradient.
+    for minibatch in (torch.tensor([6, 0, 3, 5]), torch.tensor([1, 2, 4, 7])):
+        loss, _ = algorithm.loss(experience, minibatch)
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, algorithm.parameters)])
+        actual = gradient_of_update(algorithm, experience, minibatch)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_loss_of_some_of_the_images(tiny_model: Path):
+    algorithm = algorithm_of(tiny_config(tiny_model, loss=LossConfig(clip=0.1, kl_weight=0.3), learning_rate=0.01))
+    experience = experience_of(algorithm)
+    algorithm.update(experience, torch.arange(8))
+    index = torch.tensor([6, 0, 3])
+    loss, stats = algorithm.loss(experience, index)
+    rollout = experience.rollout
+    conditions = tiny_conditions([int(rollout.conditions.labels[i]) for i in (6, 0, 3)])
+    log_probs = algorithm.policy.log_probs(conditions, rollout.tokens[index])
+    expected, _ = grpo_loss(
+        log_probs,
+        rollout.log_probs[index],
+        algorithm.reference.log_probs(conditions, rollout.tokens[index]),
+        experience.advantages[index],
+        LossConfig(clip=0.1, kl_weight=0.3),
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    # None of the terms is trivial after an update.
+    assert abs(stats.ratio.item() - 1) > 1e-3
+    assert stats.kl.item() > 1e-4
+    assert stats.clip_fraction.item() > 0
 
 
 def test_gradient_is_clipped(tiny_model: Path):
