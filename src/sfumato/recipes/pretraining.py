@@ -21,8 +21,8 @@ def emoji_var() -> PretrainConfig:
             norm_groups=8,
         ),
         transformer=VARConfig(depth=6, width=192, num_heads=3, num_classes=512),
-        tokenizer_training=TokenizerTraining(steps=2600, batch_size=24, learning_rate=7e-4),
-        generator_training=GeneratorTraining(steps=5000, batch_size=32, learning_rate=1.5e-3),
+        tokenizer_training=TokenizerTraining(steps=2700, batch_size=24, learning_rate=8e-4),
+        generator_training=GeneratorTraining(steps=4800, batch_size=16, learning_rate=1.5e-3),
     )
 
 
