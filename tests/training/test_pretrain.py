@@ -223,6 +223,17 @@ def run_classifier(data: Path, folder: Path, stop_at: int = 0, resume: bool = Fa
     return pretrain_classifier(CLASSIFIER, data, folder, resume=resume, report=report, interrupt=interrupt)
 
 
+def test_items_are_drawn_by_weight(pictures: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer, seen = fresh_trainer(pictures, class_drop=0.0, batch_size=500), []
+    trainer.weights = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0, 0.0])
+    loss = trainer.loss
+    monkeypatch.setattr(trainer, "loss", lambda labels, tokens: (seen.append(labels), loss(labels, tokens))[1])
+    trainer.step(0)
+    counts = torch.bincount(seen[0], minlength=3)
+    assert counts[1] == 0
+    assert counts[0].item() / 500 == pytest.approx(0.75, abs=0.08)
+
+
 def test_classifier(pictures: Path, tmp_path: Path):
     assert run_classifier(pictures, tmp_path / "whole")
     assert not run_classifier(pictures, tmp_path / "stopped", stop_at=1)

@@ -170,6 +170,9 @@ def test_measurements_before_and_after(tiny_model: Path, tmp_path: Path):
         expected = 2 * result["reward/brightness"] + result["reward/dark"]
         assert result["reward_mean"] == pytest.approx(expected, abs=1e-6)
     assert results["before"]["reward_mean"] != results["after"]["reward_mean"]
+    # Measuring draws from a stream of its own.
+    train(tiny_config(tiny_model, steps=1, reward=config.reward), tmp_path / "unmeasured", console=QUIET)
+    assert metrics_of(tmp_path / "unmeasured") == metrics_of(tmp_path / "run")
 
 
 REWARD = """
