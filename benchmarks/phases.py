@@ -63,15 +63,15 @@ def random_release(name: str) -> VAR:
 
 
 def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median wall-clock seconds, after one warm-up."""
+    """Median wall-clock seconds; the caller has warmed up."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats):
         began = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    return statistics.median(times)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -79,12 +79,13 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        a @ b
         best = max(best, 2 * size**3 / seconds(lambda a=a, b=b: a @ b, 5, device))
     return best
 
 
 def operations(run: Callable[[], object]) -> float:
-    """Floating-point operations of matrix products, convolutions and attention."""
+    """Floating-point operations of matrix products, convolutions and attention, counted in one run (the warm-up)."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
@@ -141,10 +142,11 @@ def main(arguments: Arguments) -> None:
     print(f"matrix-multiply peak {peak / 1e9:.0f} GFLOP/s\n")
     print("| phase | seconds | images/s | GFLOP | GFLOP/s | share of peak |\n|---|---|---|---|---|---|")
     for name, run in phases.items():
-        took, work = seconds(run, arguments.repeats, device), operations(run)
+        work, took = operations(run), seconds(run, arguments.repeats, device)
         print(
             f"| {name} | {took:.3f} | {batch / took:.1f} | {work / 1e9:.1f} | {work / took / 1e9:.0f} | "
-            f"{work / took / peak:.0%} |"
+            f"{work / took / peak:.0%} |",
+            flush=True,
         )
     if device.type == "cuda":
         print(f"\nPeak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU")

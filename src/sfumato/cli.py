@@ -386,7 +386,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         return FINISHED if command is None else command()
     except (ValueError, OSError) as error:
-        print(f"sfumato: {error}", file=sys.stderr)  # noqa: T201
+        print("sfumato:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201 (one line, whatever it holds)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

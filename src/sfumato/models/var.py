@@ -108,13 +108,13 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        x = x + gate1 * self.attention(self.norm(x, scale1, shift1), mask, cache)
+        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), mask, cache))
         hidden = F.gelu(self.fc1(self.norm(x, scale2, shift2)), approximate="tanh")
-        return x + gate2 * self.fc2(hidden)
+        return torch.addcmul(x, gate2, self.fc2(hidden))
 
     def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Layer norm with the class's scale and shift."""
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=self.eps), 1 + scale)
 
 
 class VARTransformer(nn.Module):
@@ -333,7 +333,7 @@ class VAR(nn.Module):
         return torch.cat([labels, torch.full_like(labels, self.null_class)]) if self.guidance else labels
 
     def _guidance_at(self, scale: int) -> float:
-        return self.guidance * scale / (len(self.units) - 1)
+        return self.guidance * scale / max(1, len(self.units) - 1)
 
     def _guide(self, logits: Float[Tensor, "R T V"], strength: Tensor) -> Float[Tensor, "B T V"]:
         if not self.guidance:
@@ -365,7 +365,7 @@ def sample_smooth(
         logits = generator.step(state, weights[-1] if weights else None)
         if filter is not None:
             logits = filter(logits)
-        progress = scale / (len(generator.units) - 1)
+        progress = scale / max(1, len(generator.units) - 1)
         noise = np.stack([rng.gumbel(size=logits.shape[1:]).astype(np.float32) for rng in rngs])
         perturbed = logits * (1 + progress) + torch.from_numpy(noise).to(logits.device)
         weights.append((perturbed / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(-1))

@@ -14,7 +14,8 @@ import torch
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary sibling (file or folder), then rename it to `path`, replacing what was there.
 
-    Whenever the process is killed, `path` is the old version or the new one, never half of either.
+    Whenever the process is killed, `path` is the old version, the new one or (a folder that is replaced) absent for an
+    instant; it is never half of either.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     remove(temporary)
@@ -22,9 +23,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             _sync(file)
-        if path.is_dir():
-            remove(path)
-        os.replace(temporary, path)
+        if path.is_dir():  # folders cannot be replaced in one move: the old one steps aside for an instant
+            old = path.with_name(f".{path.name}.old")
+            remove(old)
+            os.replace(path, old)
+            os.replace(temporary, path)
+            remove(old)
+        else:
+            os.replace(temporary, path)
         _sync(path.parent)
     except BaseException:
         remove(temporary)
