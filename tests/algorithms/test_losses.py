@@ -9,7 +9,7 @@ from golden_data import GOLDEN
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfumato.algorithms.losses import LossConfig, clipped_surrogate, grpo_loss, k3_divergence, pool_segments
+from sfumato.algorithms.losses import LossConfig, clipped_surrogate, grpo_loss, k3_divergence
 
 META = json.loads((GOLDEN / "grpo_meta.json").read_text())
 BNPO_CASES = ("bnpo_beta0.1_old", "bnpo_beta0.1_onpolicy")
@@ -121,15 +121,6 @@ def test_k3_is_unbiased():
     # The expectation over the policy's own distribution is exact.
     expectation = (policy.exp() * k3_divergence(policy, reference)).sum()
     torch.testing.assert_close(expectation, kl, rtol=1e-12, atol=0)
-
-
-def test_pool_segments():
-    values = torch.arange(10.0).reshape(2, 5)
-    assert torch.equal(pool_segments(values, (1,) * 5), values)
-    assert pool_segments(values, (1, 4)).tolist() == [[0.0, 10.0], [5.0, 30.0]]
-    assert pool_segments(values, (5,)).tolist() == [[10.0], [35.0]]
-    with pytest.raises(ValueError, match=r"segments: 4 tokens in all, the values have 5"):
-        pool_segments(values, (1, 3))
 
 
 @pytest.mark.parametrize(("field", "value"), [("clip", 0.0), ("clip", 1.0), ("kl_weight", -0.1)])

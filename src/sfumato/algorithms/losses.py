@@ -80,13 +80,3 @@ def grpo_loss(
             clip_fraction=cut.float().mean(),
         )
     return loss, stats
-
-
-def pool_segments(values: Float[Tensor, "B L"], segments: tuple[int, ...]) -> Float[Tensor, "B S"]:
-    """Sums of consecutive segments of tokens. Log-probabilities pooled over `(1,) * L` give token-level ratios,
-    over a generator's `units` scale-level ones, over `(L,)` sequence-level ones."""
-    if sum(segments) != values.shape[1]:
-        raise ValueError(
-            f"segments: {sum(segments)} tokens in all, the values have {values.shape[1]}; cover all of them"
-        )
-    return torch.stack([part.sum(1) for part in values.split(segments, dim=1)], dim=1)

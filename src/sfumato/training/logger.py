@@ -18,7 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.text import Text
 from tensorboardX import SummaryWriter
 
 
@@ -86,7 +86,7 @@ class TrainingView:
         step = int(metrics["step"])
         self.progress.update(self.task, completed=step)
         if self.live is not None:
-            self.live.update(Group(self.progress, _metrics_table(metrics)))
+            self.live.update(Group(self.progress, _metrics_lines(metrics)))
             return
         left = (time.monotonic() - self.began) / (step - self.first_step) * (self.steps - step)
         self.console.print(
@@ -130,21 +130,22 @@ class PretrainingView:
             self.console.print(f"{stage} {step}/{steps}  {text}", highlight=False, soft_wrap=True)
 
 
-def _metrics_table(metrics: dict[str, float]) -> Table:
-    table = Table.grid(padding=(0, 3))
+def _metrics_lines(metrics: dict[str, float]) -> Text:
+    """The metrics of a step, a line a kind."""
     phases = {name.split("/")[1]: value for name, value in metrics.items() if name.startswith("seconds/")}
     parts = {name: value for name, value in metrics.items() if name.startswith("reward/")}
-    table.add_row(
-        f"reward [bold green]{metrics['reward_mean']:.3f}[/] ± {metrics['reward_std']:.3f}",
-        f"kl [bold]{metrics['kl']:.4f}[/]",
-        f"entropy {metrics['entropy']:.3f} nats",
-        f"clip fraction {metrics['clip_fraction']:.3f}",
-        f"{metrics['images_per_second']:.1f} images/s",
-    )
-    if len(parts) > 1:
-        table.add_row(*(f"{name} {value:.3f}" for name, value in parts.items()))
-    table.add_row(*(f"{name} {seconds:.1f} s" for name, seconds in phases.items()), style="dim")
-    return table
+    lines = [
+        [
+            f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}",
+            f"kl {metrics['kl']:.4f}",
+            f"entropy {metrics['entropy']:.3f} nats",
+            f"clip fraction {metrics['clip_fraction']:.3f}",
+            f"{metrics['images_per_second']:.1f} images/s",
+        ],
+        [f"{name} {value:.3f}" for name, value in parts.items()] if len(parts) > 1 else [],
+        [f"{name} {seconds:.2f} s" for name, seconds in phases.items()],
+    ]
+    return Text("\n".join("   ".join(line) for line in lines if line))
 
 
 def _duration(seconds: float) -> str:

@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +75,7 @@ class Run:
         if first == 0:
             self.draw_samples(0)
             self.measure("before")
-        with view.open() if workers.is_main else quiet():
+        with view.open() if workers.is_main else nullcontext():
             for step in range(first, config.steps):
                 try:
                     metrics = {"step": step + 1, **self.algorithm.step(step)}
@@ -150,12 +149,6 @@ class Run:
             for index in torch.arange(len(conditions)).split(self.config.sample_batch_size):
                 images.append(policy.decode(policy.sample(conditions[index], seeds[index]).tokens).float())
         return torch.cat(images)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """What workers other than the main one show."""
-    yield
 
 
 class RunFolder:
