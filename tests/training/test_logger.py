@@ -38,7 +38,7 @@ def test_terminal_shows_a_panel():
     with view.open():
         view.show(METRICS)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-    for part in ("my run", "3/5", "0.250", "0.0100", "12.3 images/s", "dark 0.500", "bright 0.750", "sample 1.5 s"):
+    for part in ("my run", "3/5", "0.250", "0.0100", "12.3 images/s", "dark 0.500", "bright 0.750", "sample 1.50 s"):
         assert part in text
 
 

@@ -22,7 +22,7 @@ def emoji_var() -> PretrainConfig:
         ),
         transformer=VARConfig(depth=6, width=192, num_heads=3, num_classes=512),
         tokenizer_training=TokenizerTraining(steps=2700, batch_size=24, learning_rate=8e-4),
-        generator_training=GeneratorTraining(steps=4200, batch_size=16, learning_rate=1.5e-3),
+        generator_training=GeneratorTraining(steps=3800, batch_size=16, learning_rate=1.5e-3),
     )
 
 
