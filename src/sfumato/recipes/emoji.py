@@ -10,13 +10,13 @@ def _emoji(reward: dict[str, float]) -> GRPOConfig:
     return GRPOConfig(
         model="emoji-var",
         reward=reward,
-        steps=60,
+        steps=45,
         labels_per_step=8,
         group_size=16,
         minibatch_size=32,
-        learning_rate=1e-4,
-        final_learning_rate=1e-5,
-        loss=LossConfig(clip=0.2, kl_weight=0.2),
+        learning_rate=2e-4,
+        final_learning_rate=5e-5,
+        loss=LossConfig(clip=0.2, kl_weight=0.1),
     )
 
 
