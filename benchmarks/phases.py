@@ -29,6 +29,7 @@ from sfumato.rewards import build_reward
 from sfumato.training.config import GRPOConfig
 from sfumato.training.distributed import join
 from sfumato.training.grpo import GRPO, Experience
+from sfumato.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def operations(run: Callable[[], object]) -> float:
 
 def main(arguments: Arguments) -> None:
     """Time the phases and print the table."""
+    keep_freed_memory()  # as the command does
     workers = join(arguments.device)
     device = workers.device
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
