@@ -139,18 +139,16 @@ class Sample:
         labels = find_classes(self.classes, names) or spread
         conditions = class_conditions(labels, names).repeat(self.count).to(device)
         seeds = torch.arange(self.seed, self.seed + len(conditions))
-        images = []
-        for index in torch.arange(len(conditions)).split(32):
 
-            def keep(logits: torch.Tensor) -> torch.Tensor:
-                return generator.filter(logits, self.top_k, self.top_p)
+        def keep(logits: torch.Tensor) -> torch.Tensor:
+            return generator.filter(logits, self.top_k, self.top_p)
 
-            if self.smooth:
-                assert isinstance(generator, VAR)
-                images.append(sample_smooth(generator, conditions[index], seeds[index], keep))
-            else:
-                images.append(policy.decode(policy.sample(conditions[index], seeds[index], keep).tokens))
-        pictures = torch.cat(images)
+        if self.smooth:
+            assert isinstance(generator, VAR)
+            parts = torch.arange(len(conditions)).split(32)
+            pictures = torch.cat([sample_smooth(generator, conditions[i], seeds[i], keep) for i in parts])
+        else:
+            pictures = policy.draw(conditions, seeds, 32, keep)
         columns = min(len(pictures), self.count * max(1, 8 // self.count))  # a class's images stay in one row
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
         Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
@@ -218,9 +216,7 @@ class Evaluate:
             raise ValueError(f"model: {self.model} has other classes than the bundled classifier; give an emoji model")
         conditions = class_conditions([n % len(names) for n in range(self.images)], names)
         seeds = torch.arange(self.seed, self.seed + self.images)
-        parts = torch.arange(self.images).split(64)
-        drawn = torch.cat([policy.decode(policy.sample(conditions[i], seeds[i]).tokens) for i in parts])
-        accuracy = class_accuracy(classifier, drawn, conditions)
+        accuracy = class_accuracy(classifier, policy.draw(conditions, seeds), conditions)
         Console().print(
             f"top-1 {accuracy.top1:.3f}  top-5 {accuracy.top5:.3f}  on {self.images} images, "
             f"temperature {self.temperature}, guidance {self.guidance}, seed {self.seed}",

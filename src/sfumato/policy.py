@@ -116,6 +116,17 @@ class Policy:
         """Images in [0, 1]."""
         return self.generator.decode(tokens)
 
+    def draw(
+        self,
+        conditions: Conditions,
+        seeds: Integer[Tensor, " B"],
+        batch_size: int = 64,
+        filter: LogitsFilter | None = None,
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1] of any number of conditions, sampled and decoded `batch_size` at a time."""
+        parts = torch.arange(len(conditions)).split(batch_size)
+        return torch.cat([self.decode(self.sample(conditions[i], seeds[i], filter).tokens).float() for i in parts])
+
 
 def uniform_numbers(seeds: Integer[Tensor, " B"], count: int) -> Float[Tensor, "B N"]:
     """`count` uniform numbers in [0, 1) from each seed: the same on every device and in every batch."""

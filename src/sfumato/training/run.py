@@ -101,8 +101,7 @@ class Run:
     def probe_reward(self) -> None:
         """Score two images before any long work, so that a broken reward is found at once."""
         conditions = self.algorithm.sampler.next(2, torch.Generator().manual_seed(0)).to(self.algorithm.workers.device)
-        rollout = self.algorithm.policy.sample(conditions, torch.arange(2))
-        self.algorithm.reward(self.algorithm.policy.decode(rollout.tokens).float(), conditions)
+        self.algorithm.reward(self.algorithm.policy.draw(conditions, torch.arange(2)), conditions)
 
     def draw_samples(self, step: int) -> None:
         """The same classes and seeds at every step, as pictures of the run."""
@@ -143,12 +142,9 @@ class Run:
 
     def draw(self, conditions: Conditions, seeds: Tensor) -> Tensor:
         """Images of the policy as it is, drawn as training draws them."""
-        policy, conditions = self.algorithm.policy, conditions.to(self.algorithm.workers.device)
-        images = []
+        conditions = conditions.to(self.algorithm.workers.device)
         with self.algorithm.autocast():
-            for index in torch.arange(len(conditions)).split(self.config.sample_batch_size):
-                images.append(policy.decode(policy.sample(conditions[index], seeds[index]).tokens).float())
-        return torch.cat(images)
+            return self.algorithm.policy.draw(conditions, seeds, self.config.sample_batch_size)
 
 
 class RunFolder:
