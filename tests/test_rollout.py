@@ -49,7 +49,7 @@ def test_parts_of_a_rollout():
 def test_split_and_concatenate_are_inverse():
     parts = list(rollout().split(2))
     assert [len(part) for part in parts] == [2, 1]
-    whole = concatenate(parts)
+    whole = concatenate(parts, conditions())
     assert whole.conditions.names == conditions().names
     for name in ("tokens", "log_probs", "entropy"):
         assert torch.equal(getattr(whole, name), getattr(rollout(), name))

@@ -19,12 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
-from sfumato.training.pretrain import (
-    ClassifierPretrainConfig,
-    PretrainConfig,
-    pretrain_classifier,
-    pretrain_generator,
-)
+from sfumato.training.pretrain import AnyPretrainConfig, pretrain
 
 Config = TypeVar("Config")
 Recipes = Mapping[str, tuple[str, Callable[[], Config]]]
@@ -59,7 +54,7 @@ class Pretrain:
 
     data: Path
     """folder of images, one sub-folder a class, or the unpacked npm package emoji-datasource-google"""
-    config: Annotated[PretrainConfig | ClassifierPretrainConfig, tyro.conf.arg(name="")]
+    config: Annotated[AnyPretrainConfig, tyro.conf.arg(name="")]
     run_dir: Path
     """folder for all that the run writes; the result is its model/"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -71,11 +66,9 @@ class Pretrain:
 
         console = Console()
         with catch_interrupt() as interrupt, PretrainingView(console).open() as view:
-            keywords = {"resume": self.resume, "report": view.show, "interrupt": interrupt}
-            if isinstance(self.config, PretrainConfig):
-                finished = pretrain_generator(self.config, self.data, self.run_dir, **keywords)
-            else:
-                finished = pretrain_classifier(self.config, self.data, self.run_dir, **keywords)
+            finished = pretrain(
+                self.config, self.data, self.run_dir, resume=self.resume, report=view.show, interrupt=interrupt
+            )
         console.print(f"{'Done' if finished else 'Stopped, saved'}: {self.run_dir}", highlight=False)
         return FINISHED if finished else INTERRUPTED
 
@@ -112,7 +105,7 @@ class Sample:
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.data.conditions import class_conditions, find_classes
+        from sfumato.data.conditions import class_conditions, find_classes, spread
         from sfumato.models.library import load
         from sfumato.models.var import VAR, sample_smooth
         from sfumato.training.distributed import join
@@ -135,8 +128,7 @@ class Sample:
         )
         generator = policy.generator
         names = generator.class_names
-        spread = torch.linspace(0, len(names) - 1, 16).long().tolist()
-        labels = find_classes(self.classes, names) or spread
+        labels = find_classes(self.classes, names) or spread(len(names), 16)
         conditions = class_conditions(labels, names).repeat(self.count).to(device)
         seeds = torch.arange(self.seed, self.seed + len(conditions))
 

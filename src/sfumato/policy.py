@@ -1,5 +1,6 @@
 """A generator as a stochastic policy over tokens: sampling and scoring, the same for every family."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,6 +55,13 @@ class Generator(Protocol):
     def filter(self, logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
         """The family's own top-k and nucleus filter; removed logits become -inf, and 0 turns either off."""
         ...
+
+
+def with_transformer(generator: Generator, transformer: nn.Module) -> Generator:
+    """The same generator around another network; all else is shared."""
+    twin = copy.copy(generator)
+    twin.__dict__["_modules"] = {**generator.__dict__["_modules"], "transformer": transformer}
+    return twin
 
 
 class Policy:

@@ -94,7 +94,7 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_emoji(package: Path):
-    scenes = (Scene(background=(0.0, 1.0, 0.0)), Scene(background=(1.0, 1.0, 1.0), light=0.5, weight=0.25))
+    scenes = (Scene(background=(0.0, 1.0, 0.0), words="on green"), Scene(background=(1.0, 1.0, 1.0), light=0.5, weight=0.25, words="in dim light"))
     source = EmojiImages(package, 64, scenes)
     assert source.class_names == ("red apple", "grey face", "soccer ball")
     assert len(source) == 6
@@ -125,7 +125,7 @@ def test_hidden_colours_of_transparent_pixels_do_not_bleed(package: Path):
     pixels[:, :32] = (255, 0, 0, 255)
     pixels[:, 32:] = (0, 255, 0, 0)
     Image.fromarray(pixels).save(package / "img/google/64/red-apple.png")
-    images, _ = EmojiImages(package, 64, (Scene(background=(0.0, 0.0, 0.0)),))[torch.tensor([0])]
+    images, _ = EmojiImages(package, 64, (Scene(background=(0.0, 0.0, 0.0), words="on black"),))[torch.tensor([0])]
     assert images[0, 0].max() == 1
     assert images[0, 1:].max() == 0
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_data import golden_var, outputs
 from tiny import CLASS_NAMES, TOKENIZER, tiny_conditions, tiny_var
 from torch import Tensor
 
-from sfumato.models.var import VAR, VARConfig, sample_smooth
+from sfumato.models.var import VAR, VARConfig, VARTransformer, attend, sample_smooth
 from sfumato.models.vqvae import MultiScaleVQVAE
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
@@ -33,6 +34,18 @@ def test_causality(variant: str):
         assert difference[:first].max() == 0, scale
         # All positions of all later scales do.
         assert first == len(difference) or difference[first:].min() > 1e-4, scale
+
+
+@pytest.mark.parametrize("scales", [(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4, 6)])
+def test_attention_span_by_span_is_attention_under_the_mask(scales: tuple[int, ...]):
+    transformer = VARTransformer(VARConfig(depth=1, width=8, num_heads=2), scales, vocab_size=4, latent_channels=2)
+    query, key, value, weight = torch.randn(4, 2, 2, sum(transformer.units), 4, dtype=torch.float64).unbind()
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    in_spans = attend(query, key, value, transformer.spans(), softmax_scale=0.7)
+    masked = F.scaled_dot_product_attention(query, key, value, attn_mask=transformer.mask, scale=0.7)
+    gradients = [torch.autograd.grad((out * weight).sum(), inputs) for out in (in_spans, masked)]
+    torch.testing.assert_close(in_spans, masked, rtol=0, atol=1e-12)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()

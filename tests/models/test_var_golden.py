@@ -111,4 +111,4 @@ def published_gradients(generator: VAR) -> dict[str, Tensor]:
     from sfumato.models.checkpoints import _published_var
 
     named = generator.transformer.named_parameters()
-    return {_published_var(name): p.grad for name, p in named if p.grad is not None}
+    return {_published_var(name)[0]: p.grad for name, p in named if p.grad is not None}

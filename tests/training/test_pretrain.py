@@ -16,6 +16,7 @@ from sfumato.models.classifier import load_classifier
 from sfumato.models.library import load
 from sfumato.models.var import VAR
 from sfumato.models.vqvae import MultiScaleVQVAE
+from sfumato.rollout import Conditions
 from sfumato.training.checkpoint import Interrupt
 from sfumato.training.classifier import ClassifierTraining, augment
 from sfumato.training.generator import GeneratorTrainer, GeneratorTraining, cache_tokens
@@ -119,7 +120,7 @@ def test_the_result_is_a_model(finished: Path, pictures: Path):
     source = FolderImages(pictures, 8)
     usage = generator.tokenizer.quantizer.usage
     assert usage.sum(1).tolist() == [6 * 1, 6 * 4]
-    tokens, labels = cache_tokens(generator.tokenizer, source)
+    tokens, labels = cache_tokens(generator, source)
     assert tokens.shape == (6, 5)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -185,7 +186,8 @@ def test_likelihood_rises(pictures: Path):
 def test_loss_by_hand(pictures: Path):
     trainer = fresh_trainer(pictures)
     tokens, labels = trainer.tokens[:2], torch.tensor([0, trainer.model.null_class])
-    loss, stats = trainer.loss(labels, tokens)
+    conditions = Conditions(labels=torch.tensor([0, 1]), names=("", ""), null=torch.tensor([False, True]))
+    loss, stats = trainer.loss(conditions, tokens)
     with torch.no_grad():
         logits = trainer.model.transformer(labels, trainer.model._inputs(tokens))
     expected = -logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()
@@ -208,9 +210,9 @@ def test_average_of_the_weights(pictures: Path):
 def test_share_of_dropped_labels(pictures: Path, monkeypatch: pytest.MonkeyPatch):
     trainer, seen = fresh_trainer(pictures, class_drop=0.25, batch_size=400), []
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda labels, tokens: (seen.append(labels), loss(labels, tokens))[1])
+    monkeypatch.setattr(trainer, "loss", lambda asked, tokens: (seen.append(asked), loss(asked, tokens))[1])
     trainer.step(0)
-    assert (seen[0] == 3).float().mean().item() == pytest.approx(0.25, abs=0.08)
+    assert seen[0].null.float().mean().item() == pytest.approx(0.25, abs=0.08)
 
 
 def run_classifier(data: Path, folder: Path, stop_at: int = 0, resume: bool = False) -> bool:
@@ -227,9 +229,9 @@ def test_items_are_drawn_by_weight(pictures: Path, monkeypatch: pytest.MonkeyPat
     trainer, seen = fresh_trainer(pictures, class_drop=0.0, batch_size=500), []
     trainer.weights = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0, 0.0])
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda labels, tokens: (seen.append(labels), loss(labels, tokens))[1])
+    monkeypatch.setattr(trainer, "loss", lambda asked, tokens: (seen.append(asked), loss(asked, tokens))[1])
     trainer.step(0)
-    counts = torch.bincount(seen[0], minlength=3)
+    counts = torch.bincount(seen[0].labels, minlength=3)
     assert counts[1] == 0
     assert counts[0].item() / 500 == pytest.approx(0.75, abs=0.08)
 

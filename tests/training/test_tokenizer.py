@@ -28,6 +28,10 @@ class Quarters:
         quarters = torch.rand(count, 3, 2, 2, generator=rng).round()
         self.images = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
         self.weights = torch.ones(count)
+        self.held_out = torch.zeros(count, dtype=torch.bool)
+
+    def captions(self, index: Tensor, rng: torch.Generator) -> list[str]:
+        return ["quarters"] * len(index)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,12 +1,15 @@
-"""What the policy is asked to draw during training: classes picked at random."""
+"""What the policy is asked to draw: classes or captions, and how a run picks them."""
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from sfumato.rollout import Conditions
+from sfumato.rollout import CaptionFeatures, Conditions
 
 
 def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
@@ -48,21 +51,88 @@ def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str
     return list(dict.fromkeys(labels))
 
 
-def class_conditions(labels: Sequence[int], class_names: Sequence[str]) -> Conditions:
-    """Conditions for these labels, on the CPU."""
-    return Conditions(labels=torch.tensor(labels), names=tuple(class_names[i] for i in labels))
+def class_conditions(
+    labels: Sequence[int], class_names: Sequence[str], template: str = "a photo of a {name}"
+) -> Conditions:
+    """Conditions for these labels, on the CPU; their captions are the template with the class's name in it."""
+    names = tuple(class_names[i] for i in labels)
+    captions = tuple(template.replace("{name}", name) for name in names)
+    return Conditions(labels=torch.tensor(labels), names=names, captions=captions)
+
+
+Encode = Callable[[Sequence[str]], Sequence[Float[Tensor, "_ W"]]]
+"""What reads captions: the features of each caption's text tokens (`sfumato.models.text`)."""
+
+
+def caption_conditions(
+    captions: Sequence[str],
+    encode: Encode,
+    longest: int | None = None,
+    metadata: Sequence[Mapping[str, object]] = (),
+) -> Conditions:
+    """Conditions that ask for these captions, on the CPU; equal captions are read once.
+
+    Args:
+        captions: one an image.
+        encode: reads distinct captions.
+        longest: what is beyond so many text tokens is cut off.
+        metadata: what else is known of each caption, for rewards.
+    """
+    distinct = list(dict.fromkeys(captions))
+    rows = {caption: row for row, caption in enumerate(distinct)}
+    return Conditions(
+        labels=torch.tensor([rows[caption] for caption in captions]),
+        names=tuple(captions),
+        metadata=tuple(metadata),
+        text=CaptionFeatures.padded(encode(distinct), longest),
+    )
+
+
+@runtime_checkable
+class ConditionSampler(Protocol):
+    """Where a run's conditions come from."""
+
+    def next(self, count: int, rng: torch.Generator) -> Conditions:
+        """`count` conditions picked at random, on the CPU; different ones as long as there are enough."""
+        ...
+
+    def spread(self, count: int) -> Conditions:
+        """`count` conditions spread evenly over all there are: the same at every call."""
+        ...
 
 
 class ClassSampler:
     """Labels drawn uniformly from all classes, or from some, with replacement between batches and none within."""
 
-    def __init__(self, class_names: Sequence[str], classes: Sequence[str | int] = ()):
-        self.class_names = class_names
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        classes: Sequence[str | int] = (),
+        template: str = "a photo of a {name}",
+    ):
+        self.class_names, self.template = class_names, template
         self.labels = find_classes(classes, class_names) or list(range(len(class_names)))
 
     def next(self, count: int, rng: torch.Generator) -> Conditions:
         """`count` classes, different ones as long as there are enough."""
-        order: list[int] = []
-        while len(order) < count:
-            order += torch.randperm(len(self.labels), generator=rng).tolist()
-        return class_conditions([self.labels[i] for i in order[:count]], self.class_names)
+        return self._conditions(pick(len(self.labels), count, rng))
+
+    def spread(self, count: int) -> Conditions:
+        """`count` classes spread evenly over all there are."""
+        return self._conditions(spread(len(self.labels), count))
+
+    def _conditions(self, positions: Sequence[int]) -> Conditions:
+        return class_conditions([self.labels[i] for i in positions], self.class_names, self.template)
+
+
+def pick(total: int, count: int, rng: torch.Generator) -> list[int]:
+    """`count` numbers below `total` in random order, different ones as long as there are enough."""
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(total, generator=rng).tolist()
+    return order[:count]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers below `total` at even distances, the first and the last among them."""
+    return torch.linspace(0, total - 1, count).long().tolist()

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class ImageSource(Protocol):
     class_names: tuple[str, ...]
     weights: Float[Tensor, " N"]
     """relative frequency of each of the N items"""
+    held_out: Bool[Tensor, " N"]
+    """items that captions are not trained on, for evaluation"""
 
     def __len__(self) -> int: ...
 
@@ -33,9 +35,16 @@ class ImageSource(Protocol):
         """Images in [0, 1] and class labels of the items with these numbers."""
         ...
 
+    def captions(self, index: Int[Tensor, " B"], rng: torch.Generator) -> list[str]:
+        """A caption of each of the items with these numbers, one of several where there are several."""
+        ...
+
 
 class FolderImages:
-    """A folder of images, one sub-folder a class (or none: one class), resized and centre-cropped to a square."""
+    """A folder of images, one sub-folder a class (or none: one class), resized and centre-cropped to a square.
+
+    The caption of `cat/1.png` is the text of `cat/1.txt`, or without such a file the class name.
+    """
 
     def __init__(self, folder: str | Path, size: int):
         folder = Path(folder)
@@ -48,13 +57,19 @@ class FolderImages:
         self.class_names = tuple(sorted(set(classes)))
         self._labels = torch.tensor([self.class_names.index(c) for c in classes])
         self._images = torch.stack([_read_square(p, size) for p in files])  # uint8
+        texts = [p.with_suffix(".txt") for p in files]
+        self._captions = [t.read_text().strip() if t.is_file() else c for t, c in zip(texts, classes, strict=True)]
         self.weights = torch.ones(len(files))
+        self.held_out = torch.zeros(len(files), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]:
         return self._images[index].float() / 255, self._labels[index]
+
+    def captions(self, index: Int[Tensor, " B"], rng: torch.Generator) -> list[str]:
+        return [self._captions[i] for i in index.tolist()]
 
 
 def _read_square(path: Path, size: int) -> Tensor:
@@ -81,14 +96,24 @@ class Scene:
     """factor on the whole picture"""
     weight: float = 1.0
     """relative frequency"""
+    words: str
+    """how a caption puts it, after the emoji's name"""
 
 
-_GREYS = [Scene(background=(g / 7, g / 7, g / 7)) for g in range(8)]
-_TINTS = [
-    Scene(background=rgb, weight=0.75)
-    for rgb in ((0.85, 0.25, 0.25), (0.25, 0.65, 0.35), (0.25, 0.4, 0.85), (0.95, 0.8, 0.3))
+_GREY_WORDS = ("black", "dark grey", "dark grey", "grey", "grey", "light grey", "light grey", "white")
+_GREYS = [
+    Scene(background=(g / 7, g / 7, g / 7), words=f"on a {word} background") for g, word in enumerate(_GREY_WORDS)
 ]
-_DIM = [Scene(background=(g, g, g), light=0.5, weight=0.5) for g in (0.0, 0.5, 1.0)]
+_TINTS = [
+    Scene(background=rgb, weight=0.75, words=f"on a {word} background")
+    for word, rgb in {
+        "red": (0.85, 0.25, 0.25),
+        "green": (0.25, 0.65, 0.35),
+        "blue": (0.25, 0.4, 0.85),
+        "yellow": (0.95, 0.8, 0.3),
+    }.items()
+]
+_DIM = [Scene(background=(g, g, g), light=0.5, weight=0.5, words="in dim light") for g in (0.0, 0.5, 1.0)]
 EMOJI_SCENES: tuple[Scene, ...] = (*_GREYS, *_TINTS, *_DIM)
 """Eight greys from black to white, four tints, and three dimly lit greys."""
 
@@ -101,6 +126,9 @@ class EmojiImages:
 
     Item n is emoji n // 15 in scene n % 15. Emoji are drawn at 48 of 64 pixels, so that even a white one on
     black leaves the picture dark, and brightness and colour vary within every class.
+
+    A caption is the emoji's name, or as often the name and the scene: "red apple on a blue background". Of the pairs
+    of an emoji and a scene's words every tenth is held out.
     """
 
     def __init__(self, package: str | Path, size: int = 64, scenes: Sequence[Scene] = EMOJI_SCENES):
@@ -111,6 +139,10 @@ class EmojiImages:
         self.scenes = tuple(scenes)
         self.sprites = torch.stack([_read_sprite(package / "img/google/64" / e["image"], size) for e in entries])
         self.weights = torch.tensor([s.weight for s in self.scenes]).repeat(len(entries))
+        words = sorted({s.words for s in self.scenes})
+        place = torch.tensor([words.index(s.words) for s in self.scenes])
+        pairs = 7 * torch.arange(len(entries))[:, None] + place
+        self.held_out = (pairs % 10 == 0).flatten()
 
     def __len__(self) -> int:
         return len(self.sprites) * len(self.scenes)
@@ -120,6 +152,15 @@ class EmojiImages:
         backgrounds = torch.tensor([s.background for s in self.scenes])[scene]
         lights = torch.tensor([s.light for s in self.scenes])[scene]
         return compose(self.sprites[labels], backgrounds, lights), labels
+
+    def captions(self, index: Int[Tensor, " B"], rng: torch.Generator) -> list[str]:
+        with_scene = torch.rand(len(index), generator=rng) < 0.5
+        return [self.caption(i, said) for i, said in zip(index.tolist(), with_scene.tolist(), strict=True)]
+
+    def caption(self, item: int, with_scene: bool) -> str:
+        """The name of an item's emoji, with or without its scene."""
+        name, scene = self.class_names[item // len(self.scenes)], self.scenes[item % len(self.scenes)]
+        return f"{name} {scene.words}" if with_scene else name
 
 
 def compose(

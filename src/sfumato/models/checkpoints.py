@@ -1,14 +1,16 @@
 """Published checkpoints: upstream names to ours and back, strictly. Upstream names occur in this file alone."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vq import VQConfig, VQModel
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 
 StateDict = Mapping[str, Tensor]
@@ -46,12 +48,42 @@ _VQVAE_NAMES = (
     (r"\.proj\.", ".proj_out."),
     (r"\.shortcut\.", ".nin_shortcut."),
 )
+_LLAMAGEN_NAMES = (
+    (r"^class_embedding", "cls_embedding.embedding_table"),
+    (r"^caption_in", "cls_embedding.cap_proj.fc1"),
+    (r"^caption_out", "cls_embedding.cap_proj.fc2"),
+    (r"^null_caption", "cls_embedding.uncond_embedding"),
+    (r"^token_embedding", "tok_embeddings"),
+    (r"^head", "output"),
+    (r"^blocks\.", "layers."),
+    (r"\.attention\.qkv", ".attention.wqkv"),
+    (r"\.attention\.proj", ".attention.wo"),
+    (r"\.feed_forward_norm", ".ffn_norm"),
+    (r"\.down\.", ".feed_forward.w2."),
+)
+_VQ_NAMES = (
+    (r"^pre_conv", "quant_conv"),
+    (r"^post_conv", "post_quant_conv"),
+    (r"^quantizer\.codebook", "quantize.embedding"),
+    (r"\.levels\.", ".conv_blocks."),
+    (r"\.blocks\.", ".res."),
+    (r"\.attentions\.", ".attn."),
+    (r"^(encoder\.conv_blocks\.\d+)\.resample", r"\1.downsample"),
+    (r"^(decoder\.conv_blocks\.\d+)\.resample", r"\1.upsample"),
+    (r"\.middle\.block1", ".mid.0"),
+    (r"\.middle\.attention", ".mid.1"),
+    (r"\.middle\.block2", ".mid.2"),
+    (r"\.proj\.", ".proj_out."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+)
+_VQ_USAGE = 65536  # length of the published tokenizer's usage counter, which inference ignores
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` or `.pth` file; files of VAR's own trainer are unwrapped.
+    """The state dict in a `.safetensors`, `.pth` or `.pt` file, in any of the published wrappings.
 
-    Pickles are read with `weights_only=True`: no code in the file is run.
+    Those are VAR's own trainer's, and LlamaGen's `model`, `module` and `state_dict`. Pickles are read with
+    `weights_only=True`: no code in the file is run.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,6 +97,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"weights: {path} cannot be read ({reason}); is it truncated? download it again") from error
     if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
         content = content["trainer"].get("var_wo_ddp")
+    for wrapping in ("model", "module", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
+            content = content[wrapping]
+            break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"weights: {path} holds no state dict; give a file of named tensors")
     return content
@@ -121,13 +157,117 @@ def export_var(generator: VAR) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State dicts of transformer and tokenizer with the published names and shapes, for the original code."""
     network = {}
     for name, tensor in generator.transformer.state_dict().items():
-        published = _published_var(name)
+        (published,) = _published_var(name)
         leading = {"pos_start": 1, "pos_1LC": 1, "ada_gss": 2, "scale_mul_1H11": 1}.get(published.split(".")[-1], 0)
         network[published] = tensor[(None,) * leading]
     network |= _derived_buffers(generator)
     num_levels = len(generator.tokenizer.config.channel_multipliers)
-    tokenizer = {_published_vqvae(k, num_levels): v for k, v in generator.tokenizer.state_dict().items()}
-    return network, tokenizer
+    return network, _published_state_dict(generator.tokenizer, lambda name: _published_vqvae(name, num_levels))
+
+
+def load_llamagen(
+    gpt_state_dict: StateDict,
+    vq_state_dict: StateDict,
+    *,
+    num_heads: int,
+    grid_size: int = 16,
+    norm_eps: float = 1e-5,
+    rope_base: float = 10000.0,
+    norm_groups: int = 32,
+    class_names: Sequence[str] | None = None,
+    text_encoder: str = "google/flan-t5-xl",
+    guidance: float = 1.0,
+    guidance_interval: int = -1,
+) -> LlamaGen:
+    """Build a LlamaGen from state dicts with published names; what shapes tell is inferred from them.
+
+    Whether the model is class- or text-conditional, its widths and depth, and the number of key and value heads follow
+    from the tensors. A stray `freqs_cis` (the rotary table), the caches of a model that was saved after drawing, and
+    the tokenizer's usage counter are left aside.
+
+    Args:
+        gpt_state_dict: the transformer's tensors, of any floating type; they are copied to float32.
+        vq_state_dict: the tokenizer's.
+        num_heads: attention heads.
+        grid_size: side of the token map: 16 for 256 pixels with VQ-16, 24 for 384.
+        norm_eps: epsilon of the transformer's RMS norms.
+        rope_base: base of the rotary frequencies.
+        norm_groups: groups of the tokenizer's group norms.
+        class_names: names of the classes; their numbers by default.
+        text_encoder: what reads the captions of a text-conditional model: T5 by hub id or path.
+        guidance: scale of classifier-free guidance; 1 is none.
+        guidance_interval: as the published sampler's `cfg_interval`; -1 guides all tokens.
+
+    Raises:
+        ValueError: a key is missing, unknown or of another shape.
+    """
+    gpt_state_dict = {k: v for k, v in gpt_state_dict.items() if k != "freqs_cis" and ".kv_cache." not in k}
+    vq_state_dict = {k: v for k, v in vq_state_dict.items() if k != "quantize.codebook_used"}
+    config = infer_llamagen_config(
+        gpt_state_dict, num_heads=num_heads, norm_eps=norm_eps, rope_base=rope_base, text_encoder=text_encoder
+    )
+    with torch.device("meta"):  # no time is spent on initial values
+        tokenizer = VQModel(infer_vq_config(vq_state_dict, grid_size=grid_size, norm_groups=norm_groups))
+        generator = LlamaGen(config, tokenizer, class_names, guidance, guidance_interval)
+    _load_strictly(tokenizer, vq_state_dict, _published_vq, "tokenizer")
+    _load_strictly(generator.transformer, gpt_state_dict, _published_llamagen, "weights")
+    tokenizer.requires_grad_(False)
+    return generator
+
+
+def export_llamagen(generator: LlamaGen) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dicts of transformer and tokenizer with the published names and shapes, for the original code."""
+    tokenizer = _published_state_dict(generator.tokenizer, _published_vq)
+    tokenizer["quantize.codebook_used"] = torch.zeros(_VQ_USAGE)
+    return _published_state_dict(generator.transformer, _published_llamagen), tokenizer
+
+
+def infer_llamagen_config(
+    state_dict: StateDict,
+    *,
+    num_heads: int,
+    norm_eps: float = 1e-5,
+    rope_base: float = 10000.0,
+    text_encoder: str = "google/flan-t5-xl",
+) -> LlamaGenConfig:
+    """The transformer's shape, read from a state dict with published names."""
+    width = _shape(state_dict, "norm.weight", "weights")[0]
+    rows = _shape(state_dict, "layers.0.attention.wqkv.weight", "weights")[0]
+    is_text = "cls_embedding.cap_proj.fc1.weight" in state_dict
+    classes = 0 if is_text else _shape(state_dict, "cls_embedding.embedding_table.weight", "weights")[0] - 1
+    longest, caption_width = _shape(state_dict, "cls_embedding.uncond_embedding", "weights") if is_text else (0, 0)
+    return LlamaGenConfig(
+        depth=_count(state_dict, r"layers\.(\d+)\."),
+        width=width,
+        num_heads=num_heads,
+        num_kv_heads=(rows - width) // 2 // (width // num_heads),
+        feed_forward_width=_shape(state_dict, "layers.0.feed_forward.w1.weight", "weights")[0],
+        num_classes=classes,
+        caption_width=caption_width,
+        num_caption_tokens=longest,
+        text_encoder=text_encoder if is_text else "",
+        rope_base=rope_base,
+        norm_eps=norm_eps,
+    )
+
+
+def infer_vq_config(state_dict: StateDict, *, grid_size: int, norm_groups: int = 32) -> VQConfig:
+    """The tokenizer's shape, read from a state dict with published names."""
+    vocab_size, code_width = _shape(state_dict, "quantize.embedding.weight", "tokenizer")
+    base, in_channels = _shape(state_dict, "encoder.conv_in.weight", "tokenizer")[:2]
+    levels = range(_count(state_dict, r"encoder\.conv_blocks\.(\d+)\."))
+    widths = [_shape(state_dict, f"encoder.conv_blocks.{i}.res.0.conv1.weight", "tokenizer")[0] for i in levels]
+    return VQConfig(
+        grid_size=grid_size,
+        vocab_size=vocab_size,
+        code_width=code_width,
+        latent_channels=_shape(state_dict, "encoder.conv_out.weight", "tokenizer")[0],
+        base_channels=base,
+        channel_multipliers=tuple(width // base for width in widths),
+        num_res_blocks=_count(state_dict, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        patch=round((in_channels / 3) ** 0.5),
+        norm_groups=norm_groups,
+    )
 
 
 def infer_var_config(state_dict: StateDict, *, num_heads: int, norm_eps: float = 1e-6) -> VARConfig:
@@ -184,14 +324,28 @@ def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
     return name
 
 
-def _published_var(name: str) -> str:
-    return _rename(name, _VAR_NAMES)
+def _published_var(name: str) -> tuple[str, ...]:
+    return (_rename(name, _VAR_NAMES),)
 
 
-def _published_vqvae(name: str, num_levels: int) -> str:
+def _published_vqvae(name: str, num_levels: int) -> tuple[str, ...]:
     name = _rename(name, _VQVAE_NAMES)
     # The published decoder numbers its levels from the finest, although it runs them from the coarsest.
-    return re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{num_levels - 1 - int(m[1])}", name)
+    return (re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{num_levels - 1 - int(m[1])}", name),)
+
+
+def _published_llamagen(name: str) -> tuple[str, ...]:
+    name = _rename(name, _LLAMAGEN_NAMES)
+    if ".gate_up." in name:
+        return tuple(name.replace(".gate_up.", f".feed_forward.{part}.") for part in ("w1", "w3"))
+    return (name,)
+
+
+def _published_vq(name: str) -> tuple[str, ...]:
+    name = _rename(name, _VQ_NAMES)
+    if ".qkv." in name:
+        return tuple(name.replace(".qkv.", f".{part}.") for part in "qkv")
+    return (name,)
 
 
 def _derived_buffers(generator: VAR) -> dict[str, Tensor]:
@@ -202,24 +356,41 @@ def _derived_buffers(generator: VAR) -> dict[str, Tensor]:
     return {"lvl_1L": transformer.levels[None].cpu(), "attn_bias_for_masking": blocked[None, None], **zeros}
 
 
-def _load_strictly(module: nn.Module, state_dict: StateDict, published, field: str) -> None:
+Published = Callable[[str], tuple[str, ...]]
+"""Published names of one of our tensors: more than one if ours joins them along the first axis."""
+
+
+def _published_state_dict(module: nn.Module, published: Published) -> dict[str, Tensor]:
+    """The module's tensors under their published names; joined ones are parted again."""
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        names = published(name)
+        tensors |= zip(names, tensor.chunk(len(names)), strict=True)
+    return tensors
+
+
+def _load_strictly(module: nn.Module, state_dict: StateDict, published: Published, field: str) -> None:
     """Give `module` the tensors of `state_dict`, all of them and no others, as float32 copies."""
     ours = module.state_dict()
-    theirs = {published(name): name for name in ours}
-    missing, unknown = sorted(theirs.keys() - state_dict.keys()), sorted(state_dict.keys() - theirs.keys())
+    theirs = {key for name in ours for key in published(name)}
+    missing, unknown = sorted(theirs - state_dict.keys()), sorted(state_dict.keys() - theirs)
     if missing or unknown:
         raise ValueError(
             f"{field}: {len(missing)} keys are missing {missing[:3]} and {len(unknown)} unknown {unknown[:3]}; "
             "give the complete state dict of one published model"
         )
     tensors = {}
-    for key, name in theirs.items():
-        tensor = state_dict[key]
-        # The published code gives some parameters leading axes of length 1.
-        if tuple(s for s in tensor.shape if s > 1) != tuple(s for s in ours[name].shape if s > 1):
-            raise ValueError(
-                f"{field}: {key} has shape {tuple(tensor.shape)}, not {tuple(ours[name].shape)}; "
-                "are the scales (patch_nums) or num_heads those of another model?"
-            )
-        tensors[name] = tensor.reshape(ours[name].shape).to(dtype=torch.float32, copy=True)
+    for name, own in ours.items():
+        keys = published(name)
+        parts = [state_dict[key] for key in keys]
+        expected = (own.shape[0] // len(keys), *own.shape[1:]) if own.ndim else ()
+        for key, part in zip(keys, parts, strict=True):
+            # The published code gives some parameters leading or trailing axes of length 1.
+            if tuple(s for s in part.shape if s > 1) != tuple(s for s in expected if s > 1):
+                raise ValueError(
+                    f"{field}: {key} has shape {tuple(part.shape)}, not {tuple(expected)}; are num_heads, the "
+                    "scales (patch_nums) or the grid those of another model?"
+                )
+        joined = torch.cat([part.reshape(expected) for part in parts])
+        tensors[name] = joined.to(dtype=torch.float32, copy=len(parts) == 1)
     module.load_state_dict(tensors, assign=True)

@@ -1,6 +1,7 @@
 """A small convolutional classifier of the bundled classes, for evaluation only."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -22,21 +23,26 @@ class ClassifierConfig:
     """channels of each stage; every stage halves the side"""
 
 
+def convolutions(widths: Sequence[int]) -> nn.Sequential:
+    """Stages of two convolutions with batch norm; each stage halves the side."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in widths:
+        for stride in (2, 1):
+            conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers)
+
+
 class Classifier(nn.Module):
-    """Stages of two convolutions, batch norm and pooling, then a linear layer on the average."""
+    """Stages of convolutions, then a linear layer on each channel's maximum."""
 
     def __init__(self, config: ClassifierConfig, class_names: tuple[str, ...]):
         super().__init__()
         self.config, self.class_names = config, class_names
-        layers: list[nn.Module] = []
-        channels = 3
-        for width in config.widths:
-            for stride in (2, 1):
-                conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
-                layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, config.num_classes)
+        self.features = convolutions(config.widths)
+        self.head = nn.Linear(config.widths[-1], config.num_classes)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
         """Logits of the classes for images in [0, 1]."""

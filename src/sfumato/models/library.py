@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -14,37 +14,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sfumato.models.checkpoints import export_var, infer_var_config, load_var, read_state_dict
+from sfumato.models.checkpoints import export_llamagen, export_var, read_state_dict
+from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
+from sfumato.models.releases import RELEASES, imagenet_class_names
 from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vq import VQConfig, VQModel
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 from sfumato.policy import Generator, Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Release:
-    """A published checkpoint."""
-
-    repository: str
-    """Hugging Face repository"""
-    weights: str
-    """file of the transformer there"""
-    tokenizer: str
-    """file of the tokenizer there"""
-    depth: int
-    patch_nums: tuple[int, ...]
-
-
-_SCALES_256, _SCALES_512 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
-RELEASES: dict[str, Release] = {
-    f"var-d{depth}": Release(
-        repository="FoundationVision/var",
-        weights=f"var_d{depth}.pth",
-        tokenizer="vae_ch160v4096z32.pth",
-        depth=depth,
-        patch_nums=_SCALES_512 if depth == 36 else _SCALES_256,
-    )
-    for depth in (16, 20, 24, 30, 36)
-}
 
 
 def bundled_models() -> dict[str, Path]:
@@ -66,10 +42,11 @@ def load(
 
     Args:
         name_or_path: a bundled generator ("emoji-var"), a run folder or checkpoint that Sfumato wrote, or a released
-            checkpoint ("var-d16" to "var-d36").
+            checkpoint ("var-d16" ..., "llamagen-b-256" ..., see `sfumato.models.releases`).
         weights: file of a released transformer; without it the file is fetched through `huggingface_hub`.
         tokenizer: file of a released tokenizer, likewise.
-        guidance: strength of classifier-free guidance, 0 for none.
+        guidance: classifier-free guidance as the family's authors count it: VAR adds g times the difference, LlamaGen
+            scales it by s; 0 is none for both (and 1 for LlamaGen).
         temperature: divides the logits, in sampling and scoring alike.
         device: where the model is put.
 
@@ -78,7 +55,10 @@ def load(
     """
     name = str(name_or_path)
     if name in RELEASES:
-        generator = _load_release(name, weights, tokenizer)
+        release = RELEASES[name]
+        network = read_state_dict(weights or _fetch(release.repository, release.weights, "weights"))
+        autoencoder = read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer"))
+        generator = release.build(name, network, autoencoder)
     elif weights is not None or tokenizer is not None:
         raise ValueError(f"weights: files go with a released model ({', '.join(RELEASES)}), not with {name!r}")
     else:
@@ -121,12 +101,50 @@ def find_model(path: Path) -> Path:
     raise ValueError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The classes that make up a kind of generator."""
+
+    config: type
+    tokenizer_config: type
+    tokenizer: type[MultiScaleVQVAE] | type[VQModel]
+    generator: type[VAR] | type[LlamaGen]
+
+
+FAMILIES = {
+    "var": Family(config=VARConfig, tokenizer_config=VQVAEConfig, tokenizer=MultiScaleVQVAE, generator=VAR),
+    "llamagen": Family(config=LlamaGenConfig, tokenizer_config=VQConfig, tokenizer=VQModel, generator=LlamaGen),
+}
+"""Kinds of generators by the name in a model folder's `config.json`."""
+
+
+def build_generator(
+    config: VARConfig | LlamaGenConfig, tokenizer: VQVAEConfig | VQConfig, class_names: Sequence[str]
+) -> VAR | LlamaGen:
+    """A generator of this shape with initial weights.
+
+    Raises:
+        ValueError: the tokenizer is another family's.
+    """
+    for name, family in FAMILIES.items():
+        if isinstance(config, family.config):
+            if not isinstance(tokenizer, family.tokenizer_config):
+                raise ValueError(f"tokenizer: {type(tokenizer).__name__} is not of the family {name}")
+            return family.generator(config, family.tokenizer(tokenizer), class_names)  # pyright: ignore
+    raise AssertionError(config)
+
+
+def family_of(generator: VAR | LlamaGen) -> str:
+    """The name of a generator's family."""
+    return next(name for name, family in FAMILIES.items() if isinstance(generator, family.generator))
+
+
 def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder: `config.json`, `transformer.safetensors`, `tokenizer.safetensors`."""
-    assert isinstance(generator, VAR)
+    assert isinstance(generator, VAR | LlamaGen)
     folder.mkdir(parents=True, exist_ok=True)
     config = {
-        "family": "var",
+        "family": family_of(generator),
         "transformer": dataclasses.asdict(generator.config),
         "tokenizer": dataclasses.asdict(generator.tokenizer.config),
         "class_names": generator.class_names,
@@ -137,43 +155,40 @@ def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.fl
         safetensors.torch.save_file({k: _cast(v, dtype) for k, v in tensors.items()}, folder / f"{part}.safetensors")
 
 
-def load_model(folder: Path) -> VAR:
+def load_model(folder: Path) -> VAR | LlamaGen:
     """Read a model folder; weights are widened to float32."""
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = MultiScaleVQVAE(VQVAEConfig(**_tuples(config["tokenizer"])))
-    generator = VAR(VARConfig(**config["transformer"]), tokenizer, config["class_names"])
+    saved = json.loads((folder / "config.json").read_text())
+    family = FAMILIES[saved["family"]]
+    config, tokenizer = family.config(**saved["transformer"]), family.tokenizer_config(**_tuples(saved["tokenizer"]))
+    generator = build_generator(config, tokenizer, saved["class_names"])
     for part in ("tokenizer", "transformer"):
-        file = folder / f"{part}.safetensors"
         try:
-            tensors = safetensors.torch.load_file(file)
-            getattr(generator, part).load_state_dict({k: _cast(v, torch.float32) for k, v in tensors.items()})
-        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"model: {file} cannot be read ({reason}); is it truncated? copy it again") from error
+            getattr(generator, part).load_state_dict(load_part(folder, part))
+        except RuntimeError as error:
+            raise ValueError(
+                f"model: {folder}/{part}.safetensors does not fit its config.json; copy both again"
+            ) from error
     return generator
 
 
-def _load_release(name: str, weights: str | Path | None, tokenizer: str | Path | None) -> VAR:
-    release = RELEASES[name]
-    network = read_state_dict(weights or _fetch(release.repository, release.weights, "weights"))
-    found = infer_var_config(network, num_heads=1).depth
-    if found != release.depth:
-        raise ValueError(
-            f"weights: the file holds a VAR of depth {found}, {name} has {release.depth}; load var-d{found}"
-        )
-    return load_var(
-        network,
-        read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer")),
-        patch_nums=release.patch_nums,
-        num_heads=release.depth,
-        class_names=imagenet_class_names(),
-    )
+def load_part(folder: Path, part: str) -> dict[str, Tensor]:
+    """Tensors of a model folder's transformer or tokenizer, widened to float32.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    file = folder / f"{part}.safetensors"
+    try:
+        return {k: _cast(v, torch.float32) for k, v in safetensors.torch.load_file(file).items()}
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model: {file} cannot be read ({reason}); is it truncated? copy it again") from error
 
 
 def class_names(name_or_path: str) -> tuple[str, ...]:
-    """The class names of what `load` finds by this name, without loading weights."""
+    """The class names of what `load` finds by this name, without loading weights; none if it reads captions."""
     if name_or_path in RELEASES:
-        return tuple(imagenet_class_names())
+        return () if RELEASES[name_or_path].is_text else tuple(imagenet_class_names())
     folder = locate(name_or_path)
     return tuple(json.loads((folder / "config.json").read_text())["class_names"])
 
@@ -189,23 +204,22 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
     if file_format not in ("pth", "safetensors"):
         raise ValueError(f"format: {file_format!r} is not known; give pth or safetensors")
     generator = load_model(locate(name_or_path))
-    files = [folder / f"{name}.{file_format}" for name in ("var", "vae")]
+    if isinstance(generator, VAR):
+        names, state_dicts = ("var", "vae"), export_var(generator)
+    else:
+        names, state_dicts = ("gpt", "vq"), export_llamagen(generator)
+    files = [folder / f"{name}.{file_format}" for name in names]
     for file in files:
         if file.exists():
             raise ValueError(f"out: {file} exists; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, state_dict in zip(files, export_var(generator), strict=True):
+    for file, state_dict in zip(files, state_dicts, strict=True):
         tensors = {k: v.contiguous() for k, v in state_dict.items()}
         if file_format == "pth":
-            torch.save(tensors, file)
+            torch.save(tensors if isinstance(generator, VAR) else {"model": tensors}, file)
         else:
             safetensors.torch.save_file(tensors, file)
     return files
-
-
-def imagenet_class_names() -> list[str]:
-    """Names of ImageNet's 1000 classes, in the order of the published labels."""
-    return (resources.files("sfumato") / "bundled/imagenet_classes.txt").read_text().splitlines()
 
 
 def _fetch(repository: str, file: str, field: str) -> str:

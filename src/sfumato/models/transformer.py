@@ -13,6 +13,15 @@ class KeyValueCache:
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
+    @property
+    def batch(self) -> int:
+        """Rows held."""
+        return len(self.keys)
+
+    def keep(self, rows: int) -> None:
+        """Forget all but the first `rows` rows."""
+        self.keys, self.values = self.keys[:rows], self.values[:rows]
+
     def append(
         self, keys: Float[Tensor, "B H T d"], values: Float[Tensor, "B H T d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:

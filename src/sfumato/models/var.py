@@ -45,6 +45,37 @@ class VARConfig:
             raise ValueError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
 
 
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the sequence, which sees the keys up to its own end."""
+
+    start: int
+    end: int
+    mask: Bool[Tensor, "T N"] | None = None
+    """which of these keys each position sees; all if None"""
+
+
+def attend(
+    query: Float[Tensor, "B H T d"],
+    key: Float[Tensor, "B H T d"],
+    value: Float[Tensor, "B H T d"],
+    spans: Sequence[Span],
+    softmax_scale: float,
+) -> Float[Tensor, "B H T d"]:
+    """Attention span by span: most scores that one mask over everything would throw away are never computed."""
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, span.start : span.end],
+            key[:, :, : span.end],
+            value[:, :, : span.end],
+            attn_mask=span.mask,
+            scale=softmax_scale,
+        )
+        for span in spans
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; keys have no bias."""
 
@@ -63,7 +94,7 @@ class Attention(nn.Module):
         self.softmax_scale = 1.0 if config.l2_attention else 0.25 / (width // config.num_heads) ** 0.5
 
     def forward(
-        self, x: Float[Tensor, "B T C"], mask: Bool[Tensor, "T T"] | None, cache: KeyValueCache | None
+        self, x: Float[Tensor, "B T C"], spans: Sequence[Span], cache: KeyValueCache | None
     ) -> Float[Tensor, "B T C"]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
@@ -71,9 +102,11 @@ class Attention(nn.Module):
         if self.log_scale is not None:
             query = F.normalize(query, dim=-1) * self.log_scale.clamp_max(self.MAX_LOG_SCALE).exp()
             key = F.normalize(key, dim=-1)
-        if cache is not None:
+        if cache is None:
+            out = attend(query, key, value, spans, self.softmax_scale)
+        else:
             key, value = cache.append(key, value)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.softmax_scale)
+            out = F.scaled_dot_product_attention(query, key, value, scale=self.softmax_scale)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -104,11 +137,11 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T C"],
         modulation: Float[Tensor, "B 6 C"],
-        mask: Bool[Tensor, "T T"] | None = None,
+        spans: Sequence[Span] = (),
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), mask, cache))
+        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), spans, cache))
         hidden = F.gelu(self.fc1(self.norm(x, scale2, shift2)), approximate="tanh")
         return torch.addcmul(x, gate2, self.fc2(hidden))
 
@@ -186,6 +219,15 @@ class VARTransformer(nn.Module):
     def _place(self, span: slice) -> Float[Tensor, "T C"]:
         return self.positions[span] + self.level_embedding(self.levels[span])
 
+    def spans(self) -> list[Span]:
+        """The two finest scales, most of all tokens, on their own; the coarser ones together under a mask."""
+        coarse = sum(self.units[:-2])
+        spans = [Span(0, coarse, self.mask[:coarse, :coarse])] if coarse else []
+        for unit in self.units[-2:]:
+            start = spans[-1].end if spans else 0
+            spans.append(Span(start, start + unit))
+        return spans
+
     def classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
         """Logits, in float32 even under autocast. The raw class embedding modulates, also with shared adaLN."""
         with torch.autocast(x.device.type, enabled=False):
@@ -197,8 +239,9 @@ class VARTransformer(nn.Module):
         """Teacher-forced logits of all scales; `codes` are the inputs of all but the first."""
         embedding = self.class_embedding(labels)
         x = torch.cat([self.embed_start(embedding), self.embed_codes(codes, self.units[0])], dim=1)
+        spans = self.spans()
         for block, modulation in zip(self.blocks, self.modulations(embedding), strict=True):
-            x = block(x, modulation, mask=self.mask)
+            x = block(x, modulation, spans=spans)
         return self.classify(x, embedding)
 
 
@@ -330,6 +373,8 @@ class VAR(nn.Module):
     def _rows(self, conditions: Conditions) -> Int[Tensor, " R"]:
         """The transformer's labels: with guidance the null class follows."""
         labels = conditions.labels
+        if conditions.null is not None:
+            labels = labels.masked_fill(conditions.null, self.null_class)
         return torch.cat([labels, torch.full_like(labels, self.null_class)]) if self.guidance else labels
 
     def _guidance_at(self, scale: int) -> float:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from sfumato.recipes import emoji, pretraining, var
 from sfumato.training.config import GRPOConfig
-from sfumato.training.pretrain import ClassifierPretrainConfig, PretrainConfig
+from sfumato.training.pretrain import AnyPretrainConfig
 
 Config = TypeVar("Config")
 
@@ -34,8 +34,11 @@ TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
 }
 """GRPO recipes by name, each with one line of help."""
 
-PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], PretrainConfig | ClassifierPretrainConfig]]] = {
+PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], AnyPretrainConfig]]] = {
     "emoji-var": _with_help(pretraining.emoji_var),
+    "emoji-llamagen": _with_help(pretraining.emoji_llamagen),
+    "emoji-t2i": _with_help(pretraining.emoji_t2i),
+    "emoji-clip": _with_help(pretraining.emoji_clip),
     "emoji-classifier": _with_help(pretraining.emoji_classifier),
 }
 """Pre-training recipes by name, each with one line of help."""

@@ -1,9 +1,11 @@
 """How the bundled generators were trained."""
 
+from sfumato.models.llamagen import LlamaGenConfig
 from sfumato.models.var import VARConfig
+from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import VQVAEConfig
 from sfumato.training.generator import GeneratorTraining
-from sfumato.training.pretrain import ClassifierPretrainConfig, PretrainConfig
+from sfumato.training.pretrain import ClassifierPretrainConfig, ImageTextPretrainConfig, PretrainConfig
 from sfumato.training.tokenizer import TokenizerTraining
 
 
@@ -24,6 +26,55 @@ def emoji_var() -> PretrainConfig:
         tokenizer_training=TokenizerTraining(steps=2700, batch_size=24, learning_rate=8e-4),
         generator_training=GeneratorTraining(steps=3800, batch_size=16, learning_rate=1.5e-3),
     )
+
+
+EMOJI_VQ = VQConfig(
+    grid_size=8,
+    vocab_size=4096,
+    code_width=8,
+    latent_channels=16,
+    base_channels=32,
+    channel_multipliers=(1, 2, 4),
+    num_res_blocks=1,
+    patch=2,
+    norm_groups=8,
+)
+
+
+def emoji_llamagen() -> PretrainConfig:
+    """64-pixel LlamaGen of the same 512 emoji; its tokenizer's convolutions start from those of emoji-var."""
+    return PretrainConfig(
+        tokenizer=EMOJI_VQ,
+        transformer=LlamaGenConfig(depth=6, width=192, num_heads=3, feed_forward_width=512, num_classes=512),
+        start_from="emoji-var",
+        tokenizer_training=TokenizerTraining(steps=1500, batch_size=24, learning_rate=8e-4),
+        generator_training=GeneratorTraining(steps=2500, batch_size=32, learning_rate=1.5e-3),
+    )
+
+
+def emoji_t2i() -> PretrainConfig:
+    """64-pixel LlamaGen that reads captions of the same emoji; starts from emoji-llamagen."""
+    return PretrainConfig(
+        tokenizer=EMOJI_VQ,
+        transformer=LlamaGenConfig(
+            depth=6,
+            width=192,
+            num_heads=3,
+            feed_forward_width=512,
+            num_classes=0,
+            caption_width=64,
+            num_caption_tokens=24,
+            text_encoder="word-vectors",
+        ),
+        start_from="emoji-llamagen",
+        tokenizer_training=TokenizerTraining(steps=0),
+        generator_training=GeneratorTraining(steps=2500, batch_size=32, learning_rate=1.5e-3),
+    )
+
+
+def emoji_clip() -> ImageTextPretrainConfig:
+    """Image-text model of the same emoji and their captions, a reward; every 16th emoji is held out."""
+    return ImageTextPretrainConfig()
 
 
 def emoji_classifier() -> ClassifierPretrainConfig:

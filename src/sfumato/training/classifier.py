@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.data.images import EmojiImages, ImageSource, compose
 from sfumato.models.classifier import Classifier
+from sfumato.training.optimizer import descend
 from sfumato.training.pictures import grid
 from sfumato.training.schedule import cosine_schedule
 
@@ -27,27 +28,45 @@ class ClassifierTraining:
     """peak of AdamW's cosine schedule"""
     warmup_steps: int = 100
     """linear warm-up"""
+    max_grad_norm: float = 10.0
+    """gradient clipping"""
     label_smoothing: float = 0.05
     """probability mass spread over the classes"""
 
 
-def augment(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Shift, turn, scale, relight, blur and add noise, each image by its own draw; images stay in [0, 1]."""
+def uniform(rng: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Numbers between `low` and `high`."""
+    return torch.rand(shape, generator=rng) * (high - low) + low
+
+
+def move(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    """Shift, turn and scale, each image by its own draw."""
     batch = len(images)
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(batch, *shape, generator=rng) * (high - low) + low
-
-    angle, zoom = uniform(-0.2, 0.2), uniform(0.85, 1.25)
+    angle, zoom = uniform(rng, -0.2, 0.2, batch), uniform(rng, 0.85, 1.25, batch)
     turn = torch.stack([angle.cos() * zoom, -angle.sin() * zoom, angle.sin() * zoom, angle.cos() * zoom], dim=1)
-    affine = torch.cat([turn.unflatten(1, (2, 2)), uniform(-0.15, 0.15, 2, 1)], dim=2)
+    affine = torch.cat([turn.unflatten(1, (2, 2)), uniform(rng, -0.15, 0.15, batch, 2, 1)], dim=2)
     places = F.affine_grid(affine, list(images.shape), align_corners=False)
-    images = F.grid_sample(images, places, padding_mode="border", align_corners=False)
-    images = (images * uniform(0.5, 1.2, 1, 1, 1) + uniform(-0.1, 0.1, 1, 1, 1)) * uniform(0.9, 1.1, 3, 1, 1)
+    return F.grid_sample(images, places, padding_mode="border", align_corners=False)
+
+
+def relight(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    """Change contrast, brightness and colour balance, each image by its own draw."""
+    batch = len(images)
+    contrast, brightness = uniform(rng, 0.5, 1.2, batch, 1, 1, 1), uniform(rng, -0.1, 0.1, batch, 1, 1, 1)
+    return (images * contrast + brightness) * uniform(rng, 0.9, 1.1, batch, 3, 1, 1)
+
+
+def degrade(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    """Blur and add noise, each image by its own draw; the result stays in [0, 1]."""
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.lerp(images, blurred, uniform(0, 1, 1, 1, 1))
-    noise = torch.randn(images.shape, generator=rng) * uniform(0, math.sqrt(0.06), 1, 1, 1).square()
-    return (images + noise).clamp(0, 1)
+    images = torch.lerp(images, blurred, uniform(rng, 0, 1, len(images), 1, 1, 1))
+    noise = torch.randn(images.shape, generator=rng)
+    return (images + noise * uniform(rng, 0, math.sqrt(0.06), len(images), 1, 1, 1).square()).clamp(0, 1)
+
+
+def augment(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    """Images moved, relit and degraded, each by its own draw; they stay in [0, 1]."""
+    return degrade(relight(move(images, rng), rng), rng)
 
 
 def random_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple[Tensor, Int[Tensor, " B"]]:
@@ -73,14 +92,10 @@ class ClassifierTrainer:
         self.schedule = cosine_schedule(config.steps, config.warmup_steps)
 
     def step(self, step: int) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.schedule(step)
         images, labels = random_scenes(self.source, self.config.batch_size, self.rng)
         logits = self.model.train()(augment(images, self.rng))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        descend(self.optimizer, loss, self.config.learning_rate * self.schedule(step), self.config.max_grad_norm)
         return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels).float().mean().item()}
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Pre-training of a next-scale generator on cached tokens, by maximum likelihood."""
+"""Pre-training of a generator of any family on cached tokens, by maximum likelihood."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from sfumato.data.conditions import caption_conditions, class_conditions, spread
 from sfumato.data.images import ImageSource
-from sfumato.models.var import VAR
-from sfumato.models.vqvae import MultiScaleVQVAE
-from sfumato.policy import Policy
+from sfumato.models.text import TextEncoder
+from sfumato.policy import Generator, Policy, with_transformer
 from sfumato.rollout import Conditions
+from sfumato.training.optimizer import descend
 from sfumato.training.pictures import grid
 from sfumato.training.schedule import cosine_schedule
 
@@ -35,7 +36,7 @@ class GeneratorTraining:
     max_grad_norm: float = 1.0
     """gradient clipping"""
     class_drop: float = 0.1
-    """share of labels replaced by the null class, for guidance"""
+    """share of conditions replaced by the null class or caption, for guidance"""
     label_smoothing: float = 0.0
     """probability mass spread over the vocabulary"""
     ema_decay: float = 0.998
@@ -44,20 +45,30 @@ class GeneratorTraining:
 
 @torch.no_grad()
 def cache_tokens(
-    tokenizer: MultiScaleVQVAE, source: ImageSource, batch_size: int = 64
+    generator: Generator, source: ImageSource, batch_size: int = 64
 ) -> tuple[Int[Tensor, "N L"], Int[Tensor, " N"]]:
     """Tokens and labels of every item of the source."""
     parts = [source[index] for index in torch.arange(len(source)).split(batch_size)]
-    return torch.cat([tokenizer.encode(images) for images, _ in parts]), torch.cat([labels for _, labels in parts])
+    return torch.cat([generator.encode(images) for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 class GeneratorTrainer:
-    """One generator, its average and its optimizer: `step` trains on a batch, `state` is all that resumes."""
+    """One generator, its average and its optimizer: `step` trains on a batch, `state` is all that resumes.
 
-    def __init__(self, model: VAR, source: ImageSource, config: GeneratorTraining, rng: torch.Generator):
-        self.model, self.config, self.rng = model, config, rng
-        self.weights = source.weights
-        self.tokens, self.labels = cache_tokens(model.tokenizer, source)
+    With a `reader` of captions each item is asked for in words, otherwise by its class.
+    """
+
+    def __init__(
+        self,
+        model: Generator,
+        source: ImageSource,
+        config: GeneratorTraining,
+        rng: torch.Generator,
+        reader: TextEncoder | None = None,
+    ):
+        self.model, self.source, self.config, self.rng, self.reader = model, source, config, rng, reader
+        self.weights = source.weights if reader is None else source.weights * ~source.held_out
+        self.tokens, self.labels = cache_tokens(model, source)
         self.average = copy.deepcopy(model.transformer).requires_grad_(False)
         parameters = list(model.transformer.parameters())
         matrices = [p for p in parameters if p.ndim >= 2]
@@ -71,44 +82,38 @@ class GeneratorTrainer:
 
     def step(self, step: int) -> dict[str, float]:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * self.schedule(step)
         index = torch.multinomial(self.weights, config.batch_size, replacement=True, generator=self.rng)
         dropped = torch.rand(config.batch_size, generator=self.rng) < config.class_drop
-        labels = self.labels[index].masked_fill(dropped, self.model.null_class)
-        loss, stats = self.loss(labels, self.tokens[index])
-        loss.backward()
-        parameters = list(self.model.transformer.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        loss, stats = self.loss(replace(self.conditions(index, self.rng), null=dropped), self.tokens[index])
+        norm = descend(self.optimizer, loss, config.learning_rate * self.schedule(step), config.max_grad_norm)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
-            for average, parameter in zip(self.average.parameters(), parameters, strict=True):
+            for average, parameter in zip(self.average.parameters(), self.model.transformer.parameters(), strict=True):
                 average.lerp_(parameter, 1 - decay)
-        return {**stats, "grad_norm": norm.item()}
+        return {**stats, "grad_norm": norm}
 
-    def loss(self, labels: Int[Tensor, " B"], tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def conditions(self, index: Int[Tensor, " B"], rng: torch.Generator) -> Conditions:
+        """What the items with these numbers show: their classes, or a caption of each."""
+        if self.reader is None:
+            return class_conditions(self.labels[index].tolist(), self.source.class_names)
+        return caption_conditions(self.source.captions(index, rng), self.reader.encode)
+
+    def loss(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Mean cross entropy over all tokens, and the share of tokens that are the likeliest."""
-        conditions = Conditions(labels=labels, names=("",) * len(labels))
         logits = self.model.logits(conditions, tokens).flatten(0, 1)
         loss = F.cross_entropy(logits, tokens.flatten(), label_smoothing=self.config.label_smoothing)
         accuracy = (logits.detach().argmax(-1) == tokens.flatten()).float().mean()
         return loss, {"loss": loss.item(), "accuracy": accuracy.item()}
 
-    def averaged(self) -> VAR:
+    def averaged(self) -> Generator:
         """The generator with the averaged weights (sharing the tokenizer)."""
-        model = VAR(self.model.config, self.model.tokenizer, self.model.class_names)
-        model.transformer = self.average
-        return model.eval()
+        return with_transformer(self.model, self.average.eval())
 
     def sample(self) -> Image.Image:
-        """Images of classes spread over all of them, four draws each, from the averaged weights."""
-        names = self.model.class_names
-        labels = torch.linspace(0, len(names) - 1, 16).long().repeat_interleave(4)
-        conditions = Conditions(labels=labels, names=tuple(names[i] for i in labels.tolist()))
-        policy = Policy(self.averaged(), temperature=0.7)
-        return grid(policy.decode(policy.sample(conditions, torch.arange(64)).tokens), columns=8)
+        """Images of items spread over the source, four draws each, from the averaged weights."""
+        index = torch.tensor(spread(len(self.labels), 16))
+        conditions = self.conditions(index, torch.Generator().manual_seed(0)).repeat(4)
+        return grid(Policy(self.averaged(), temperature=0.7).draw(conditions, torch.arange(64)), columns=8)
 
     def state(self) -> dict:
         return {

@@ -4,14 +4,15 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.algorithms.advantages import group_advantages
+from sfumato.algorithms.advantages import decoupled_advantages, group_advantages
 from sfumato.algorithms.losses import LossStats, grpo_loss
-from sfumato.data.conditions import ClassSampler
-from sfumato.policy import Generator, Policy
+from sfumato.data.conditions import ConditionSampler
+from sfumato.policy import Generator, Policy, with_transformer
 from sfumato.rewards import WeightedSum
+from sfumato.rewards.base import statistics
 from sfumato.rollout import Conditions, Rollout, concatenate
 from sfumato.training.config import GRPOConfig
 from sfumato.training.distributed import Workers
@@ -32,14 +33,14 @@ class GRPO:
     """The policy, its frozen reference and the optimizer. `step` is the algorithm; `state` is all that resumes."""
 
     def __init__(
-        self, config: GRPOConfig, policy: Policy, sampler: ClassSampler, reward: WeightedSum, workers: Workers
+        self, config: GRPOConfig, policy: Policy, sampler: ConditionSampler, reward: WeightedSum, workers: Workers
     ):
         self.config, self.policy, self.sampler, self.reward, self.workers = config, policy, sampler, reward, workers
         self.rng = torch.Generator().manual_seed(config.seed)
         self.parameters = list(policy.generator.transformer.parameters())
         self.reference = Policy(frozen_copy(policy.generator), policy.temperature)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+            self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
         self.schedule = cosine_schedule(
             config.steps, config.warmup_steps, floor=config.final_learning_rate / config.learning_rate
@@ -69,7 +70,7 @@ class GRPO:
     ) -> tuple[Experience, dict[str, float]]:
         """Draw one image a condition, decode, score, and ask the reference; every worker does its share."""
         config, share = self.config, self.workers.share(len(conditions))
-        parts, rewards, scores, reference = [], [], [], []
+        parts, part_scores, reference = [], [], []
         for index in torch.arange(share.start, share.stop).split(config.sample_batch_size):
             part = conditions[index]
             with timer("sample"), self.autocast():
@@ -77,24 +78,28 @@ class GRPO:
             with timer("decode"), self.autocast():
                 images = self.policy.decode(parts[-1].tokens).float()
             with timer("reward"):
-                total, by_name = self.reward(images, part)
-                rewards.append(total)
-                scores.append(by_name)
+                part_scores.append(self.reward(images, part)[1])
             with timer("reference"), self.autocast():
                 reference.append(self.reference.log_probs(part, parts[-1].tokens))
-        rollout = self.workers.gather_rollout(concatenate(parts), conditions)
-        all_rewards = self.workers.gather(torch.cat(rewards))
-        advantages, equal = group_advantages(all_rewards, config.group_size)
-        metrics = {
-            "reward_mean": all_rewards.mean().item(),
-            "reward_std": all_rewards.std().item(),
-            "equal_groups": equal.float().mean().item(),
-            "entropy": rollout.entropy.mean().item(),
-        }
-        for name in self.reward.parts:
-            metrics[f"reward/{name}"] = self.workers.gather(torch.cat([s[name] for s in scores])).mean().item()
+        rollout = self.workers.gather_rollout(concatenate(parts, conditions[share]), conditions)
+        scores = {name: self.workers.gather(torch.cat([s[name] for s in part_scores])) for name in self.reward.parts}
+        self.reward.check_scored(scores, config.max_unscored)
+        total = self.reward.total(scores)
+        advantages, equal = self.advantages(total, scores)
+        metrics = statistics(total, scores)
+        metrics |= {"equal_groups": equal.float().mean().item(), "entropy": rollout.entropy.mean().item()}
         reference_log_probs = self.workers.gather(torch.cat(reference))
         return Experience(rollout=rollout, advantages=advantages, reference_log_probs=reference_log_probs), metrics
+
+    def advantages(
+        self, total: Float[Tensor, " B"], scores: dict[str, Tensor]
+    ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " N"]]:
+        """How much better each image is than the others of its group, and which groups are all equal."""
+        if self.config.combine == "sum":
+            return group_advantages(total, self.config.group_size)
+        counted = [name for name, part in self.reward.parts.items() if part.weight]
+        weights = total.new_tensor([self.reward.parts[name].weight for name in counted])
+        return decoupled_advantages(torch.stack([scores[n] for n in counted]), weights, self.config.group_size)
 
     def update(self, experience: Experience, minibatch: Int[Tensor, " M"]) -> dict[str, float]:
         """One optimizer update on these images, in micro-batches; returns means over the minibatch."""
@@ -142,7 +147,4 @@ class GRPO:
 
 def frozen_copy(generator: Generator) -> Generator:
     """The generator as it is now, without gradients; only its transformer is copied, the rest is shared."""
-    twin = copy.copy(generator)
-    twin.__dict__["_modules"] = dict(generator.__dict__["_modules"])  # copy.copy shares it, and would share the network
-    twin.__dict__["_modules"]["transformer"] = copy.deepcopy(generator.transformer).requires_grad_(False).eval()
-    return twin
+    return with_transformer(generator, copy.deepcopy(generator.transformer).requires_grad_(False).eval())

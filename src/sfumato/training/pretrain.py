@@ -1,4 +1,4 @@
-"""Pre-training: a generator (first its tokenizer, then the transformer on its tokens), or a classifier."""
+"""Pre-training: a generator (first its tokenizer, then the transformer on its tokens), a classifier, or a CLIP."""
 
 import dataclasses
 import json
@@ -13,12 +13,17 @@ from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
 from sfumato.models.classifier import Classifier, ClassifierConfig, save_classifier
-from sfumato.models.library import load_model, save_model
+from sfumato.models.image_text import ImageTextConfig, ImageTextModel, save_image_text
+from sfumato.models.library import build_generator, family_of, load_part, locate, save_model
+from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
+from sfumato.models.text import load_text_encoder
 from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 from sfumato.training.checkpoint import Interrupt, load_state, save_state, write_atomically
 from sfumato.training.classifier import ClassifierTrainer, ClassifierTraining
 from sfumato.training.generator import GeneratorTrainer, GeneratorTraining
+from sfumato.training.image_text import ImageTextTrainer, ImageTextTraining
 from sfumato.training.pictures import save_png
 from sfumato.training.tokenizer import TokenizerTrainer, TokenizerTraining
 
@@ -27,10 +32,12 @@ from sfumato.training.tokenizer import TokenizerTrainer, TokenizerTraining
 class PretrainConfig:
     """A generator trained from scratch."""
 
-    tokenizer: VQVAEConfig
+    tokenizer: VQVAEConfig | VQConfig
     """shape of the tokenizer"""
-    transformer: VARConfig
+    transformer: VARConfig | LlamaGenConfig
     """shape of the transformer; `num_classes` is set from the data"""
+    start_from: str | None = None
+    """bundled model or folder whose tensors are taken over wherever name and shape agree; none: all start at random"""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """first stage"""
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
@@ -57,6 +64,25 @@ class ClassifierPretrainConfig:
     """steps between checkpoints and sample grids"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageTextPretrainConfig:
+    """An image-text model for rewards, trained from scratch."""
+
+    shape: ImageTextConfig = field(default_factory=ImageTextConfig)
+    """shape of the model"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ImageTextTraining = field(default_factory=ImageTextTraining)
+    """the only stage"""
+    seed: int = 0
+    """of weights and draws"""
+    save_every: int = 250
+    """steps between checkpoints and sample grids"""
+
+
+AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | ImageTextPretrainConfig
+
+
 @runtime_checkable
 class Stage(Protocol):
     """What `run_stage` drives: a trainer of one model."""
@@ -73,7 +99,7 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage's name, the steps done, the steps in all, and the step's statistics."""
 
 
-def claim(run_dir: Path, config: PretrainConfig | ClassifierPretrainConfig, resume: bool) -> None:
+def claim(run_dir: Path, config: AnyPretrainConfig, resume: bool) -> None:
     """Make the run folder with its `config.json`, or see that the one there has the same settings.
 
     Raises:
@@ -87,6 +113,38 @@ def claim(run_dir: Path, config: PretrainConfig | ClassifierPretrainConfig, resu
             raise ValueError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def pretrain(
+    config: AnyPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
+) -> bool:
+    """Train what the config describes in `run_dir`, whose `model/` is the result; returns whether it was finished.
+
+    Raises:
+        ValueError: the data cannot be read, or the run folder is taken.
+    """
+    run = {
+        PretrainConfig: pretrain_generator,
+        ClassifierPretrainConfig: pretrain_classifier,
+        ImageTextPretrainConfig: pretrain_image_text,
+    }[type(config)]
+    return run(config, data, run_dir, resume=resume, report=report, interrupt=interrupt)
+
+
+def pretrain_image_text(
+    config: ImageTextPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
+) -> bool:
+    """Train an image-text model in `run_dir`, with its recall in `recall.json`; returns whether it was finished."""
+    source = open_source(data, config.image_size)
+    claim(run_dir, config, resume)
+    torch.manual_seed(config.seed)  # initial weights
+    model = ImageTextModel(config.shape)
+    trainer = ImageTextTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed))
+    if not run_stage(trainer, run_dir / "image-text", config.training.steps, config.save_every, report, interrupt):
+        return False
+    (run_dir / "recall.json").write_text(json.dumps(trainer.report(), indent=1) + "\n")
+    write_atomically(run_dir / "model", lambda p: save_image_text(p, model))
+    return True
 
 
 def pretrain_classifier(
@@ -118,31 +176,55 @@ def pretrain_generator(
     source = open_source(data, config.tokenizer.image_size)
     claim(run_dir, config, resume)
     torch.manual_seed(config.seed)  # initial weights
-    tokenizer = MultiScaleVQVAE(config.tokenizer)
-    shape = dataclasses.replace(config.transformer, num_classes=len(source.class_names))
-    generator = VAR(shape, tokenizer, source.class_names)
-    tokenizer.requires_grad_(True).train()
+    shape, reader = config.transformer, None
+    if isinstance(shape, LlamaGenConfig) and shape.caption_width:
+        reader = load_text_encoder(shape.text_encoder)
+        generator = build_generator(shape, config.tokenizer, ())
+    else:
+        shape = dataclasses.replace(shape, num_classes=len(source.class_names))
+        generator = build_generator(shape, config.tokenizer, source.class_names)
+    if config.start_from is not None:
+        take_over(generator, locate(config.start_from))
+    tokenizer = generator.tokenizer.requires_grad_(True).train()
     if not (run_dir / "tokenizer/model").exists():
-        first = TokenizerTrainer(
-            tokenizer, source, config.tokenizer_training, torch.Generator().manual_seed(config.seed)
-        )
+        rng = torch.Generator().manual_seed(config.seed)
+        first = TokenizerTrainer(tokenizer, source, config.tokenizer_training, rng)
         if not run_stage(
             first, run_dir / "tokenizer", config.tokenizer_training.steps, config.save_every, report, interrupt
         ):
             return False
-        tokenizer.quantizer.usage.copy_(code_usage(tokenizer, source))
+        if isinstance(tokenizer, MultiScaleVQVAE):
+            tokenizer.quantizer.usage.copy_(code_usage(tokenizer, source))
         # Half precision is what ships, so the generator learns the tokens of the rounded tokenizer.
         write_atomically(run_dir / "tokenizer/model", lambda p: save_model(p, generator, torch.float16))
-    tokenizer.load_state_dict(load_model(run_dir / "tokenizer/model").tokenizer.state_dict())
+    tokenizer.load_state_dict(load_part(run_dir / "tokenizer/model", "tokenizer"))
     tokenizer.requires_grad_(False).eval()
 
-    second = GeneratorTrainer(generator, source, config.generator_training, torch.Generator().manual_seed(config.seed))
+    rng = torch.Generator().manual_seed(config.seed)
+    second = GeneratorTrainer(generator, source, config.generator_training, rng, reader)
     if not run_stage(
         second, run_dir / "generator", config.generator_training.steps, config.save_every, report, interrupt
     ):
         return False
     write_atomically(run_dir / "model", lambda p: save_model(p, second.averaged(), torch.float16))
     return True
+
+
+def take_over(generator: VAR | LlamaGen, folder: Path) -> None:
+    """Give a generator the tensors of a model folder wherever name and shape agree; of another family, the tokenizer's.
+
+    Raises:
+        ValueError: none agree.
+    """
+    same_family = json.loads((folder / "config.json").read_text())["family"] == family_of(generator)
+    taken = 0
+    for part in ("tokenizer", "transformer") if same_family else ("tokenizer",):
+        own = getattr(generator, part).state_dict()
+        agreed = {k: v for k, v in load_part(folder, part).items() if k in own and own[k].shape == v.shape}
+        getattr(generator, part).load_state_dict(agreed, strict=False)
+        taken += len(agreed)
+    if not taken:
+        raise ValueError(f"start_from: no tensor of {folder} has the name and shape of one here; give another model")
 
 
 def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report: Report, interrupt: Interrupt) -> bool:

@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from sfumato.data.conditions import ClassSampler, class_conditions
+from sfumato.data.conditions import ClassSampler
 from sfumato.evaluation.accuracy import class_accuracy
 from sfumato.models.classifier import load_classifier
-from sfumato.models.library import load, load_model, save_model
+from sfumato.models.library import load, load_part, save_model
 from sfumato.rewards import build_reward
 from sfumato.rollout import Conditions
 from sfumato.training import distributed
@@ -107,9 +107,7 @@ class Run:
         """The same classes and seeds at every step, as pictures of the run."""
         if not self.folder.writes:
             return
-        labels = self.algorithm.sampler.labels
-        spread = torch.linspace(0, len(labels) - 1, 16).long().tolist()
-        conditions = class_conditions([labels[i] for i in spread], self.algorithm.sampler.class_names).repeat(2)
+        conditions = self.algorithm.sampler.spread(16).repeat(2)
         images = self.draw(conditions, torch.arange(len(conditions)))
         save_png(grid(images, columns=8, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
         first, now = self.folder.sample_path(0), self.folder.sample_path(step)
@@ -131,7 +129,7 @@ class Run:
         result = {"images": len(images), "reward_mean": total.mean().item()}
         result |= {f"reward/{name}": scores.mean().item() for name, scores in parts.items()}
         classifier = load_classifier()
-        if classifier.class_names == self.algorithm.sampler.class_names:
+        if classifier.class_names == self.algorithm.policy.generator.class_names:
             accuracy = class_accuracy(classifier, images, conditions)
             result |= {"class_accuracy_top1": accuracy.top1, "class_accuracy_top5": accuracy.top5}
         results = json.loads(path.read_text()) if path.exists() else {}
@@ -212,7 +210,6 @@ class RunFolder:
             return 0
         newest = self.checkpoints()[-1]
         state = load_state(newest / "state.pt")
-        generator = algorithm.policy.generator
-        generator.transformer.load_state_dict(load_model(newest / "model").transformer.state_dict())
+        algorithm.policy.generator.transformer.load_state_dict(load_part(newest / "model", "transformer"))
         algorithm.load_state(state)
         return state["step"]

@@ -1,4 +1,4 @@
-"""Pre-training of the multi-scale tokenizer: reconstruction, edges and vector quantisation."""
+"""Pre-training of a tokenizer: reconstruction, edges and vector quantisation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.data.images import ImageSource
+from sfumato.models.vq import UnitQuantizer, VQModel
 from sfumato.models.vqvae import MultiScaleQuantizer, MultiScaleVQVAE
+from sfumato.training.optimizer import descend
 from sfumato.training.pictures import grid
 from sfumato.training.schedule import cosine_schedule
 
@@ -42,7 +44,7 @@ class TokenizerTraining:
 class CodebookAverages:
     """The codebook as a moving average of the vectors assigned to each code; dead codes restart at live vectors."""
 
-    def __init__(self, quantizer: MultiScaleQuantizer, decay: float, dead_below: float = 0.1):
+    def __init__(self, quantizer: MultiScaleQuantizer | UnitQuantizer, decay: float, dead_below: float = 0.1):
         self.quantizer, self.decay, self.dead_below = quantizer, decay, dead_below
         quantizer.codebook.requires_grad_(False)
         self.counts = torch.zeros(quantizer.codebook.num_embeddings)
@@ -74,7 +76,7 @@ def psnr(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) ->
 
 
 def tokenizer_loss(
-    model: MultiScaleVQVAE, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
+    model: MultiScaleVQVAE | VQModel, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
 ) -> tuple[Tensor, dict[str, float], Tensor, Tensor]:
     """Loss, statistics, and the quantised vectors (N, C) with their codes (N,) for the codebook's averages."""
     features = model.features(images)
@@ -84,7 +86,7 @@ def tokenizer_loss(
     # Every scale commits, as published: the coarse ones keep the features from growing without bound.
     commitment = torch.stack([F.mse_loss(features, a.detach()) for a in accumulated]).mean()
     # ... and the decoder's gradient passes the quantiser straight through to the encoder.
-    output = model.decoder(model.post_conv(features + (accumulated[-1] - features).detach()))
+    output = model.decode_features(features + (accumulated[-1] - features).detach())
     targets = images * 2 - 1
     squared, absolute = F.mse_loss(output, targets), F.l1_loss(output, targets)
     reconstruction = squared + config.l1_weight * absolute + config.edge_weight * edge_loss(output, targets)
@@ -102,7 +104,9 @@ def tokenizer_loss(
 class TokenizerTrainer:
     """One tokenizer, its optimizer and codebook averages: `step` trains on a batch, `state` is all that resumes."""
 
-    def __init__(self, model: MultiScaleVQVAE, source: ImageSource, config: TokenizerTraining, rng: torch.Generator):
+    def __init__(
+        self, model: MultiScaleVQVAE | VQModel, source: ImageSource, config: TokenizerTraining, rng: torch.Generator
+    ):
         self.model, self.source, self.config, self.rng = model, source, config, rng
         self.averages = CodebookAverages(model.quantizer, config.codebook_decay)
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -110,19 +114,14 @@ class TokenizerTrainer:
         self.schedule: Callable[[int], float] = cosine_schedule(config.steps, config.warmup_steps)
 
     def step(self, step: int) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.schedule(step)
         index = torch.multinomial(self.source.weights, self.config.batch_size, replacement=True, generator=self.rng)
         images, _ = self.source[index]
         loss, stats, vectors, tokens = tokenizer_loss(self.model, images, self.config)
-        loss.backward()
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm, error_if_nonfinite=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        rate = self.config.learning_rate * self.schedule(step)
+        norm = descend(self.optimizer, loss, rate, self.config.max_grad_norm)
         self.averages.update(vectors, tokens, self.rng)
         used = (self.averages.counts > self.averages.dead_below * (1 - self.averages.decay)).float().mean()
-        return {**stats, "grad_norm": norm.item(), "codes_used": used.item()}
+        return {**stats, "grad_norm": norm, "codes_used": used.item()}
 
     @torch.no_grad()
     def sample(self) -> Image.Image:

@@ -1,0 +1,388 @@
+"""LlamaGen: a Llama that draws an image token by token (Sun et al., 2024), class- or text-conditional.
+
+The condition comes first, as one class token or as the tokens of a caption padded at the left; the image follows in
+raster order. The model follows the published network to the letter, so that released weights load.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sfumato.models.transformer import KeyValueCache
+from sfumato.models.vq import VQModel
+from sfumato.rollout import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaGenConfig:
+    """Shape of a LlamaGen transformer; the grid and the vocabulary are its tokenizer's."""
+
+    depth: int = 12
+    """number of blocks"""
+    width: int = 768
+    """width of the residual stream"""
+    num_heads: int = 12
+    """attention heads"""
+    num_kv_heads: int | None = None
+    """heads of keys and values, each shared by a group of query heads; as many as `num_heads` if not given"""
+    feed_forward_width: int = 2048
+    """hidden width of the gated feed-forward network"""
+    num_classes: int = 1000
+    """classes, without the null class of guidance; 0 for a text-conditional model"""
+    caption_width: int = 0
+    """width of the text features; 0 for a class-conditional model"""
+    num_caption_tokens: int = 120
+    """longest caption, in text tokens"""
+    text_encoder: str = ""
+    """what reads the captions: a bundled encoder, or a T5 by hub id or path"""
+    rope_base: float = 10000.0
+    """base of the rotary frequencies"""
+    norm_eps: float = 1e-5
+    """epsilon of the RMS norms"""
+
+    def __post_init__(self):
+        if self.width % self.num_heads or self.width // self.num_heads % 4:
+            raise ValueError(f"num_heads: {self.num_heads} must part the width {self.width} into multiples of 4")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if bool(self.num_classes) == bool(self.caption_width):
+            raise ValueError(
+                f"num_classes: {self.num_classes} with caption_width {self.caption_width}; give one and set the other 0"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.width // self.num_heads
+
+
+def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor, "N d2 2"]:
+    """Cosines and sines of the two-dimensional rotary embedding: the first half of a head's pairs turns with the
+    row, the second with the column."""
+    pairs = head_width // 4
+    frequencies = base ** (-torch.arange(pairs, device="cpu") / pairs)
+    angles = torch.outer(torch.arange(grid_size, device="cpu").float(), frequencies)  # (grid, d / 4)
+    rows = angles[:, None].expand(-1, grid_size, -1)
+    columns = angles[None].expand(grid_size, -1, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate(x: Float[Tensor, "R T H d"], rotation: Float[Tensor, "T d2 2"]) -> Float[Tensor, "R T H d"]:
+    """Turn each pair of channels by its position's angle. A row of zeros sets a vector to zero."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cosine, sine = rotation[:, None].unbind(-1)  # (T, 1, d/2)
+    first, second = pairs.unbind(-1)
+    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return turned.flatten(-2).type_as(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; keys and values may be shared by groups of heads."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.heads = (config.num_heads, config.kv_heads, config.kv_heads)
+        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_width, bias=False)
+        self.proj = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "R T C"],
+        rotation: Float[Tensor, "T d2 2"],
+        mask: Bool[Tensor, "R 1 T N"] | None,
+        cache: KeyValueCache | None,
+    ) -> Float[Tensor, "R T C"]:
+        query, key, value = self.qkv(x).unflatten(2, (sum(self.heads), -1)).split(self.heads, dim=2)
+        query, key, value = (h.transpose(1, 2) for h in (rotate(query, rotation), rotate(key, rotation), value))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        causal = mask is None and x.shape[1] > 1
+        grouped = self.heads[0] != self.heads[1]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and a gated feed-forward network (SwiGLU), each after an RMS norm."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.gate_up = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
+        self.down = nn.Linear(config.feed_forward_width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "R T C"],
+        rotation: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "R T C"]:
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class LlamaGenTransformer(nn.Module):
+    """The network: a condition and the image tokens so far in, logits of the next token out."""
+
+    rotation: Tensor
+    null_caption: Tensor
+
+    def __init__(self, config: LlamaGenConfig, grid_size: int, vocab_size: int):
+        super().__init__()
+        self.config = config
+        width = config.width
+        if config.caption_width:
+            self.caption_in = nn.Linear(config.caption_width, width, bias=False)
+            self.caption_out = nn.Linear(width, width, bias=False)
+            null = torch.randn(config.num_caption_tokens, config.caption_width) / config.caption_width**0.5
+            self.register_buffer("null_caption", null)
+        else:
+            self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        rotation = rotation_table(grid_size, config.head_width, config.rope_base)
+        self.register_buffer("rotation", rotation, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The published initialisation: normal with std 0.02; the head starts at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+
+    def embed_classes(self, labels: Int[Tensor, " R"]) -> Float[Tensor, "R 1 C"]:
+        """The class as a sequence of one token."""
+        return self.class_embedding(labels)[:, None]
+
+    def embed_captions(self, features: Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
+        """The caption's tokens at the network's width."""
+        return self.caption_out(F.gelu(self.caption_in(features), approximate="tanh"))
+
+    def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
+        """Rotations of the condition's tokens, which are zero as published (not the identity), then the image's."""
+        return torch.cat([self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:]), self.rotation])
+
+    def hidden(
+        self,
+        x: Float[Tensor, "R T C"],
+        rotation: Tensor,
+        mask: Tensor | None = None,
+        caches: Sequence[KeyValueCache | None] | None = None,
+    ) -> Float[Tensor, "R T C"]:
+        """The last block's output."""
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, rotation, mask, cache)
+        return x
+
+    def classify(self, x: Float[Tensor, "R T C"]) -> Float[Tensor, "R T V"]:
+        """Logits in float32."""
+        return self.head(self.norm(x)).float()
+
+    def forward(
+        self, prefix: Float[Tensor, "R P C"], mask: Bool[Tensor, "R P"] | None, tokens: Int[Tensor, "R N"]
+    ) -> Float[Tensor, "R N V"]:
+        """Teacher-forced logits of all image tokens."""
+        x = torch.cat([prefix, self.token_embedding(tokens[:, :-1])], dim=1)
+        rotation = self.positions(prefix.shape[1])[: x.shape[1]]
+        x = self.hidden(x, rotation, None if mask is None else causal_mask(mask, x.shape[1]))
+        return self.classify(x[:, prefix.shape[1] - 1 :])
+
+
+def causal_mask(prefix_mask: Bool[Tensor, "R P"], length: int) -> Bool[Tensor, "R 1 T T"]:
+    """Which positions see which: the earlier ones, without padded text tokens; every position sees itself."""
+    columns = F.pad(prefix_mask, (0, length - prefix_mask.shape[1]), value=True)[:, None, None]
+    square = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device)
+    return (square.tril() & columns) | square.tril().triu()
+
+
+@dataclass(kw_only=True)
+class LlamaGenState:
+    """A decoding in progress. With guidance there are R = 2B rows: the conditions', then their unconditional twins."""
+
+    batch: int
+    hidden: Float[Tensor, "R 1 C"]
+    """the network's output at the last position of the condition"""
+    caches: list[KeyValueCache]
+    columns: Bool[Tensor, "R 1 1 T"] | None
+    """positions that may be attended to; None if all"""
+    drawn: int = 0
+    """tokens whose logits were asked for"""
+
+
+class LlamaGen(nn.Module):
+    """A next-token generator: a trainable transformer and its frozen tokenizer.
+
+    `guidance` s makes the policy unconditional + s·(conditional - unconditional) logits, in sampling and in scoring;
+    1 is no guidance (and so is 0), and then no unconditional half is computed. `guidance_interval` is the published
+    sampler's: -1 guides all tokens, i >= 0 only the first i + 2.
+    """
+
+    def __init__(
+        self,
+        config: LlamaGenConfig,
+        tokenizer: VQModel,
+        class_names: Sequence[str] | None = None,
+        guidance: float = 1.0,
+        guidance_interval: int = -1,
+    ):
+        super().__init__()
+        self.config = config
+        self.class_names = tuple(class_names or map(str, range(config.num_classes)))
+        if len(self.class_names) != config.num_classes:
+            raise ValueError(
+                f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
+            )
+        self.guidance, self.guidance_interval = guidance, guidance_interval
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        shape = tokenizer.config
+        self.transformer = LlamaGenTransformer(config, shape.grid_size, shape.vocab_size)
+        self.units: tuple[int, ...] = (1,) * shape.grid_size**2
+
+    @property
+    def null_class(self) -> int:
+        """The label that asks for no class in particular."""
+        return self.config.num_classes
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is an unconditional half."""
+        return self.guidance not in (0.0, 1.0)
+
+    def start(self, conditions: Conditions) -> LlamaGenState:
+        """A fresh decoding state. The network reads every distinct condition once, however many images share it."""
+        labels, null = self._rows(conditions)
+        distinct, place = (2 * labels + null).unique(return_inverse=True)
+        prefix, mask = self._prefix(conditions, distinct // 2, distinct % 2 == 1)
+        transformer, config, length = self.transformer, self.config, prefix.shape[1]
+        blocks = range(config.depth)
+        narrow = [KeyValueCache(len(prefix), config.kv_heads, length, config.head_width, like=prefix) for _ in blocks]
+        seen = None if mask is None else causal_mask(mask, length)
+        hidden = transformer.hidden(prefix, transformer.positions(length)[:length], seen, narrow)[:, -1:]
+        total = length + len(self.units) - 1
+        caches = [KeyValueCache(len(place), config.kv_heads, total, config.head_width, like=prefix) for _ in blocks]
+        for cache, short in zip(caches, narrow, strict=True):
+            cache.append(short.keys[place], short.values[place])
+        columns = None
+        if mask is not None and not bool(mask.all()):
+            columns = F.pad(mask[place], (0, total - length), value=True)[:, None, None]
+        return LlamaGenState(batch=len(conditions), hidden=hidden[place], caches=caches, columns=columns)
+
+    def step(self, state: LlamaGenState, unit_tokens: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
+        """Guided logits of the next token, given the one before (None at the first)."""
+        transformer, drawn = self.transformer, state.drawn
+        if drawn == len(self.units):
+            raise ValueError(f"step: all {drawn} tokens are drawn; call start for a new image")
+        if (unit_tokens is None) != (drawn == 0):
+            raise ValueError(f"unit_tokens: give None at the first token and the one drawn after it (token {drawn})")
+        guided = self._guided_at(drawn)
+        if unit_tokens is None:
+            x = state.hidden
+        else:
+            rows = 2 * state.batch if guided else state.batch
+            if rows < state.caches[0].batch:  # guidance is over: from here on the conditional half is enough
+                for cache in state.caches:
+                    cache.keep(rows)
+                state.columns = None if state.columns is None else state.columns[:rows]
+            x = transformer.token_embedding(unit_tokens).repeat(rows // state.batch, 1, 1)
+            end = state.caches[0].length + 1
+            mask = None if state.columns is None else state.columns[..., :end]
+            x = transformer.hidden(x, transformer.rotation[drawn - 1 : drawn], mask, state.caches)
+        state.drawn += 1
+        logits = transformer.classify(x)
+        return self._guide(logits, self.guidance) if guided else logits[: state.batch]
+
+    def logits(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+        """Guided logits of all tokens, each given the true ones before it."""
+        labels, null = self._rows(conditions)
+        prefix, mask = self._prefix(conditions, labels, null)
+        logits = self.transformer(prefix, mask, tokens.repeat(len(labels) // len(tokens), 1))
+        if not self.guided:
+            return logits
+        strength = [self.guidance if self._guided_at(i) else 1.0 for i in range(len(self.units))]
+        return self._guide(logits, logits.new_tensor(strength)[:, None])
+
+    def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1]."""
+        side = self.tokenizer.config.grid_size
+        codes = self.tokenizer.quantizer.embed(tokens)
+        return self.tokenizer.reconstruct(codes.transpose(1, 2).unflatten(2, (side, side)))
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
+        """Tokens of images in [0, 1]; the side must be the tokenizer's."""
+        size = self.tokenizer.config.image_size
+        if images.shape[2:] != (size, size):
+            raise ValueError(
+                f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them"
+            )
+        return self.tokenizer.encode(images)
+
+    @staticmethod
+    def filter(logits: Float[Tensor, "*N V"], top_k: int = 0, top_p: float = 0.0) -> Float[Tensor, "*N V"]:
+        """LlamaGen's top-k and nucleus filter: removed logits become -inf; 0 turns either off (and so does top_p 1).
+
+        Top-k keeps ties with the k-th. The nucleus keeps the likeliest tokens up to and including the first at which
+        their cumulative probability passes top_p (VAR's rule at the boundary is the opposite one).
+        """
+        if top_k > 0:
+            smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        if 0 < top_p < 1:
+            descending, order = logits.sort(dim=-1, descending=True)
+            passed = descending.softmax(-1).cumsum(-1) > top_p
+            removed = F.pad(passed[..., :-1], (1, 0), value=False)
+            logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+        return logits
+
+    def _rows(self, conditions: Conditions) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+        """The transformer's labels and which of its rows are unconditional: with guidance, all of the second half."""
+        labels = conditions.labels
+        null = torch.zeros_like(labels, dtype=torch.bool) if conditions.null is None else conditions.null
+        if self.guided:
+            labels, null = labels.repeat(2), torch.cat([null, torch.ones_like(null)])
+        if not self.config.caption_width:
+            labels = labels.masked_fill(null, self.null_class)
+        return labels, null
+
+    def _prefix(
+        self, conditions: Conditions, labels: Int[Tensor, " R"], null: Bool[Tensor, " R"]
+    ) -> tuple[Float[Tensor, "R P C"], Bool[Tensor, "R P"] | None]:
+        """The condition as tokens, and which of them are no padding. A null caption has its caption's padding."""
+        if not self.config.caption_width:
+            return self.transformer.embed_classes(labels), None
+        text = conditions.text
+        if text is None:
+            raise ValueError("conditions: this model reads captions; give text features (sfumato.data.prompts)")
+        longest = self.config.num_caption_tokens
+        if text.features.shape[1] > longest or text.features.shape[2] != self.config.caption_width:
+            raise ValueError(
+                f"text: features {tuple(text.features.shape)} are not of at most {longest} tokens of width "
+                f"{self.config.caption_width}; use the text encoder {self.config.text_encoder!r}"
+            )
+        unconditional = self.transformer.null_caption[longest - text.features.shape[1] :]
+        features = torch.where(null[:, None, None], unconditional, text.features[labels].type_as(unconditional))
+        return self.transformer.embed_captions(features), text.mask[labels]
+
+    def _guided_at(self, token: int) -> bool:
+        return self.guided and (self.guidance_interval < 0 or token <= self.guidance_interval + 1)
+
+    @staticmethod
+    def _guide(logits: Float[Tensor, "R T V"], strength: float | Tensor) -> Float[Tensor, "B T V"]:
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + strength * (conditional - unconditional)

@@ -1,0 +1,115 @@
+"""Published checkpoints: where they are and what their files do not say of themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from torch import Tensor
+
+from sfumato.models.checkpoints import infer_llamagen_config, infer_var_config, load_llamagen, load_var
+from sfumato.models.llamagen import LlamaGen
+from sfumato.models.var import VAR
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A published checkpoint: its files, and how to build the generator from their tensors."""
+
+    repository: str
+    """Hugging Face repository"""
+    weights: str
+    """file of the transformer there"""
+    tokenizer: str
+    """file of the tokenizer there"""
+    depth: int
+    """number of blocks, to see that a file is the one that was asked for"""
+    num_heads: int
+    """attention heads"""
+    scales: tuple[int, ...]
+    """side of each token map of a VAR; of a LlamaGen, its only one"""
+
+    @property
+    def is_var(self) -> bool:
+        """Whether it is a VAR; a LlamaGen otherwise."""
+        return len(self.scales) > 1
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it reads captions."""
+        return self.weights.startswith("t2i")
+
+    def build(self, name: str, weights: StateDict, tokenizer: StateDict) -> VAR | LlamaGen:
+        """The generator.
+
+        Raises:
+            ValueError: the tensors are not those of this release.
+        """
+        infer = infer_var_config if self.is_var else infer_llamagen_config
+        found = infer(weights, num_heads=1)
+        if found.depth != self.depth:
+            raise ValueError(
+                f"weights: the file holds a model of depth {found.depth}, {name} has {self.depth}; give {self.weights}"
+            )
+        if self.is_var:
+            return load_var(
+                weights,
+                tokenizer,
+                patch_nums=self.scales,
+                num_heads=self.num_heads,
+                class_names=imagenet_class_names(),
+            )
+        if (found.num_classes == 0) != self.is_text:
+            kind = "class" if found.num_classes else "text"
+            raise ValueError(f"weights: the file holds a {kind}-conditional model; give {self.weights}")
+        names = None if self.is_text else imagenet_class_names()
+        return load_llamagen(weights, tokenizer, num_heads=self.num_heads, grid_size=self.scales[0], class_names=names)
+
+
+_SCALES_256, _SCALES_512 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+_VAR = {
+    f"var-d{depth}": Release(
+        repository="FoundationVision/var",
+        weights=f"var_d{depth}.pth",
+        tokenizer="vae_ch160v4096z32.pth",
+        depth=depth,
+        num_heads=depth,
+        scales=_SCALES_512 if depth == 36 else _SCALES_256,
+    )
+    for depth in (16, 20, 24, 30, 36)
+}
+_LLAMAGEN_SIZES = {"B": (12, 12), "L": (24, 16), "XL": (36, 20), "XXL": (48, 24), "3B": (24, 32)}  # depth, heads
+_LLAMAGEN = {
+    f"llamagen-{size.lower()}-{pixels}": Release(
+        repository="FoundationVision/LlamaGen",
+        weights=f"c2i_{size}_{pixels}.pt",
+        tokenizer="vq_ds16_c2i.pt",
+        depth=depth,
+        num_heads=heads,
+        scales=(pixels // 16,),
+    )
+    for size, (depth, heads) in _LLAMAGEN_SIZES.items()
+    for pixels in (256, 384)
+}
+_LLAMAGEN_TEXT = {
+    name: Release(
+        repository="peizesun/llamagen_t2i",
+        weights=weights,
+        tokenizer="vq_ds16_t2i.pt",
+        depth=36,
+        num_heads=20,
+        scales=(pixels // 16,),
+    )
+    for name, weights, pixels in (
+        ("llamagen-xl-t2i", "t2i_XL_stage1_256.pt", 256),
+        ("llamagen-xl-t2i-512", "t2i_XL_stage2_512.pt", 512),
+    )
+}
+RELEASES: dict[str, Release] = {**_VAR, **_LLAMAGEN, **_LLAMAGEN_TEXT}
+"""Published checkpoints by name."""
+
+
+def imagenet_class_names() -> list[str]:
+    """Names of ImageNet's 1000 classes, in the order of the published labels."""
+    return (resources.files("sfumato") / "bundled/imagenet_classes.txt").read_text().splitlines()
