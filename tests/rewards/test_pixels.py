@@ -1,10 +1,13 @@
 """Rewards of pixels: by hand, and against an independent computation on 8-bit values."""
 
+import colorsys
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_conditions
 from torch import Tensor
 
@@ -61,5 +64,24 @@ def test_colorfulness_of_noise_as_published():
     assert min(published) > 100
 
 
+def test_saturation():
+    images, conditions = plain(RED, WHITE, BLACK, (0.5, 0.25, 0.25), (0.2, 0.4, 0.3))
+    expected = [1.0, 0.0, 0.0, 0.5, 0.5]
+    torch.testing.assert_close(pixels.saturation(images, conditions), torch.tensor(expected), rtol=0, atol=1e-6)
+    picture = np.random.default_rng(1).integers(0, 256, (20, 30, 3))
+    published = np.mean([colorsys.rgb_to_hsv(*pixel)[1] for pixel in picture.reshape(-1, 3) / 255])
+    images = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    assert pixels.saturation(images, tiny_conditions([0])).item() == pytest.approx(published, abs=1e-6)
+
+
+def test_jpeg_size(tmp_path: Path):
+    noise = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8))
+    images = torch.stack([noise.permute(2, 0, 1).float() / 255, torch.full((3, 64, 48), 0.5)])
+    Image.fromarray(noise.numpy()).save(tmp_path / "noise.jpg", quality=95)
+    scores = pixels.jpeg_size(images, tiny_conditions([0, 1]))
+    assert scores[0].item() == pytest.approx((tmp_path / "noise.jpg").stat().st_size / 1000, abs=1e-6)
+    assert scores[1] < 0.2 * scores[0]
+
+
 def test_names():
-    assert set(REWARDS) == {"brightness", "darkness", "bright", "dark", "colorfulness"}
+    assert {"brightness", "darkness", "bright", "dark", "colorfulness", "saturation", "jpeg-size"} <= set(REWARDS)

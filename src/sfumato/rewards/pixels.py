@@ -1,9 +1,13 @@
 """Rewards that look at pixels alone."""
 
+import io
+
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from sfumato.rewards.preprocessing import to_pictures
 from sfumato.rollout import Conditions
 
 LUMA = (0.299, 0.587, 0.114)
@@ -40,3 +44,23 @@ def colorfulness(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Fl
     spread = axes.var(2, correction=0).sum(1).sqrt()
     chroma = axes.mean(2).square().sum(1).sqrt()
     return spread + 0.3 * chroma
+
+
+def saturation(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """Mean saturation of HSV in [0, 1]: (max - min) / max of a pixel's channels, 0 for black."""
+    highest, lowest = images.amax(1), images.amin(1)
+    return torch.where(highest > 0, (highest - lowest) / highest.clamp_min(1e-12), 0.0).mean((1, 2))
+
+
+def jpeg_size(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    """Size as JPEG of quality 95 in kilobytes of 1000 bytes: incompressibility (Black et al. 2023, section 5.1).
+
+    A negative weight asks for images that compress well.
+    """
+    return images.new_tensor([_jpeg_bytes(picture) / 1000 for picture in to_pictures(images)])
+
+
+def _jpeg_bytes(picture: Image.Image) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=95)
+    return buffer.tell()

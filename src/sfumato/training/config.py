@@ -17,15 +17,28 @@ class GRPOConfig:
     tokenizer: str | None = None
     """file of a released tokenizer; fetched from the hub if not given"""
     reward: dict[str, float] = field(default_factory=dict)
-    """rewards and their weights; a reward of your own is path/to/file.py:function"""
+    """rewards and their weights; a reward of your own is path/to/file.py:function; options follow a ?, as in
+    "clip?prompt=a painting" (`sfumato rewards` lists all)"""
+    combine: Literal["sum", "gdpo"] = "sum"
+    """sum adds the rewards, then normalises in the group; gdpo normalises each, then adds (arXiv 2601.05242)"""
+    max_unscored: float = 0.1
+    """share of the images of a step that a reward may leave without a score (NaN) before the run stops"""
     classes: tuple[str, ...] = ()
     """classes to train on, as names, numbers or ranges such as 0-499; all if none is given"""
+    prompts: str | None = None
+    """file of captions (.txt, .jsonl, .json, .csv) for a model that reads them, or a bundled one: emoji-captions"""
+    caption_template: str = "a photo of a {name}"
+    """what rewards that read text are told of a class"""
+    text_encoder: str | None = None
+    """hub id or folder of the text encoder, if not the model's own"""
+    text_cache: str | None = None
+    """folder for the features of captions; ~/.cache/sfumato/text if not given"""
     steps: int = 300
     """rollouts to draw and learn from"""
     labels_per_step: int = 32
-    """classes drawn a step"""
+    """classes or captions drawn a step"""
     group_size: int = 16
-    """images of each class, compared with one another (G)"""
+    """images of each class or caption, compared with one another (G)"""
     minibatch_size: int = 32
     """images an optimizer update"""
     micro_batch_size: int = 32
@@ -35,7 +48,9 @@ class GRPOConfig:
     temperature: float = 0.7
     """divides the logits in sampling and scoring (tau)"""
     guidance: float = 0.0
-    """classifier-free guidance in sampling and scoring; 0 is none"""
+    """classifier-free guidance in sampling and scoring; 0 is none (and 1 for LlamaGen)"""
+    score_guidance: float | None = None
+    """ablation: guidance of ratios and KL, if not that of sampling; 0 scores the conditional distribution alone"""
     loss: LossConfig = field(default_factory=LossConfig)
     """clip and KL weight"""
     learning_rate: float = 1e-4
@@ -81,6 +96,8 @@ class GRPOConfig:
         for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate"):
             at_least(name, getattr(self, name), 0)
         at_least("group_size", self.group_size, 2)
+        if not 0 <= self.max_unscored <= 1:
+            raise ValueError(f"max_unscored: {self.max_unscored} is no share; give 0 to 1")
         for name in ("temperature", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")

@@ -1,7 +1,7 @@
 """GRPO for image generators (Gallici & Sáez de Ocáriz Borde, 2025): the whole algorithm, top to bottom."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.algorithms.advantages import decoupled_advantages, group_advantages
 from sfumato.algorithms.losses import LossStats, grpo_loss
 from sfumato.data.conditions import ConditionSampler
-from sfumato.policy import Generator, Policy, with_transformer
+from sfumato.policy import Generator, Policy, with_guidance, with_transformer
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
 from sfumato.rollout import Conditions, Rollout, concatenate
@@ -38,7 +38,8 @@ class GRPO:
         self.config, self.policy, self.sampler, self.reward, self.workers = config, policy, sampler, reward, workers
         self.rng = torch.Generator().manual_seed(config.seed)
         self.parameters = list(policy.generator.transformer.parameters())
-        self.reference = Policy(frozen_copy(policy.generator), policy.temperature)
+        self.scorer = scoring_policy(policy, config.score_guidance)
+        self.reference = Policy(frozen_copy(self.scorer.generator), policy.temperature)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
@@ -79,6 +80,8 @@ class GRPO:
                 images = self.policy.decode(parts[-1].tokens).float()
             with timer("reward"):
                 part_scores.append(self.reward(images, part)[1])
+            if self.scorer is not self.policy:
+                parts[-1] = replace(parts[-1], log_probs=self.scorer.log_probs(part, parts[-1].tokens))
             with timer("reference"), self.autocast():
                 reference.append(self.reference.log_probs(part, parts[-1].tokens))
         rollout = self.workers.gather_rollout(concatenate(parts, conditions[share]), conditions)
@@ -124,7 +127,7 @@ class GRPO:
         """The GRPO loss of some of the images."""
         rollout = experience.rollout[index]
         with self.autocast():
-            log_probs = self.policy.log_probs(rollout.conditions, rollout.tokens)
+            log_probs = self.scorer.log_probs(rollout.conditions, rollout.tokens)
         return grpo_loss(
             log_probs,
             rollout.log_probs,
@@ -143,6 +146,13 @@ class GRPO:
     def load_state(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])
+
+
+def scoring_policy(policy: Policy, guidance: float | None) -> Policy:
+    """The policy whose ratios and KL are taken: the sampled one itself, or at another guidance (an ablation)."""
+    if guidance is None or guidance == policy.generator.guidance:
+        return policy
+    return Policy(with_guidance(policy.generator, guidance), policy.temperature)
 
 
 def frozen_copy(generator: Generator) -> Generator:

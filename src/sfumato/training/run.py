@@ -12,19 +12,19 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from sfumato.data.conditions import ClassSampler
 from sfumato.evaluation.accuracy import class_accuracy
 from sfumato.models.classifier import load_classifier
 from sfumato.models.library import load, load_part, save_model
 from sfumato.rewards import build_reward
-from sfumato.rollout import Conditions
+from sfumato.rollout import Conditions, Rollout
 from sfumato.training import distributed
 from sfumato.training.checkpoint import Interrupt, catch_interrupt, load_state, remove, save_state, write_atomically
 from sfumato.training.config import GRPOConfig
 from sfumato.training.curves import plot_curves
 from sfumato.training.grpo import GRPO
-from sfumato.training.logger import MetricsFile, TrainingView
+from sfumato.training.logger import MetricsFile, TrainingView, read_lines
 from sfumato.training.pictures import grid, save_png, side_by_side
+from sfumato.training.sampler import build_sampler
 
 
 def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: Console | None = None) -> bool:
@@ -46,7 +46,7 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
             temperature=config.temperature,
             device=workers.device,
         )
-        sampler = ClassSampler(policy.generator.class_names, config.classes)
+        sampler = build_sampler(config, policy.generator, workers.device)
         reward = build_reward(config.reward)
         algorithm = GRPO(config, policy, sampler, reward, workers)
         run = Run(config, folder, algorithm, console or Console())
@@ -104,17 +104,34 @@ class Run:
         self.algorithm.reward(self.algorithm.policy.draw(conditions, torch.arange(2)), conditions)
 
     def draw_samples(self, step: int) -> None:
-        """The same classes and seeds at every step, as pictures of the run."""
+        """The same conditions and seeds at every step, as pictures of the run; and how uncertain the policy is there."""
         if not self.folder.writes:
             return
-        conditions = self.algorithm.sampler.spread(16).repeat(2)
-        images = self.draw(conditions, torch.arange(len(conditions)))
+        conditions = self.algorithm.sampler.spread(16).repeat(2).to(self.algorithm.workers.device)
+        with self.algorithm.autocast():
+            rollout = self.algorithm.policy.sample(conditions, torch.arange(len(conditions)))
+            images = self.algorithm.policy.decode(rollout.tokens).float()
+        self.log_fixed_set(step, rollout, images)
         save_png(grid(images, columns=8, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
         first, now = self.folder.sample_path(0), self.folder.sample_path(step)
         with Image.open(first) as before, Image.open(now) as after:
             titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
         save_png(side_by_side(titled), self.folder.path / "before_after.png")
         plot_curves(self.folder.path)
+
+    def log_fixed_set(self, step: int, rollout: Rollout, images: Tensor) -> None:
+        """Entropy a unit and in the mean, and the reward, of the fixed conditions; a line in `fixed_set.jsonl`."""
+        units = rollout.entropy.mean(0).split(self.algorithm.policy.generator.units)
+        total, _ = self.algorithm.reward(images, rollout.conditions)
+        line = {
+            "step": step,
+            "entropy": rollout.entropy.mean().item(),
+            "reward_mean": total.nanmean().item(),
+            "entropy_by_unit": [round(unit.mean().item(), 4) for unit in units],
+        }
+        path = self.folder.path / "fixed_set.jsonl"
+        kept = [row for row in read_lines(path) if row["step"] < step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, line]))
 
     def measure(self, moment: str) -> None:
         """Rewards, and class accuracy where a classifier is at hand, of fresh images; into `evaluation.json`."""
@@ -126,8 +143,8 @@ class Run:
         seeds = torch.randint(2**62, (len(conditions),), generator=rng)
         images = self.draw(conditions, seeds)
         total, parts = self.algorithm.reward(images, conditions)
-        result = {"images": len(images), "reward_mean": total.mean().item()}
-        result |= {f"reward/{name}": scores.mean().item() for name, scores in parts.items()}
+        result = {"images": len(images), "reward_mean": total.nanmean().item()}
+        result |= {f"reward/{name}": scores.nanmean().item() for name, scores in parts.items()}
         classifier = load_classifier()
         if classifier.class_names == self.algorithm.policy.generator.class_names:
             accuracy = class_accuracy(classifier, images, conditions)
