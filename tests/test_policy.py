@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from golden_data import golden_var
-from tiny import tiny_conditions, tiny_var
+from golden_data import golden_llamagen, golden_var, llamagen_conditions
+from tiny import tiny_captions, tiny_conditions, tiny_llamagen, tiny_var
 from torch import Tensor
 
 from sfumato.policy import Policy, entropy_of, inverse_cdf, uniform_numbers
@@ -32,6 +32,18 @@ def test_sampled_equals_recomputed(variant: str, guidance: float):
     assert (other - log_probs).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("variant", ["c2i", "c2i_gqa", "t2i"])
+@pytest.mark.parametrize(("guidance", "interval"), [(1.0, -1), (0.0, -1), (1.5, -1), (1.5, 4)])
+@torch.no_grad()
+def test_sampled_equals_recomputed_token_by_token(variant: str, guidance: float, interval: int):
+    policy = Policy(golden_llamagen(variant, guidance, interval), temperature=0.7)
+    conditions = llamagen_conditions(variant)[torch.tensor([0, 2, 3, 0])]
+    rollout = policy.sample(conditions, torch.tensor([5, 6, 7, 8]))
+    torch.testing.assert_close(rollout.log_probs, policy.log_probs(conditions, rollout.tokens), rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollout.entropy, policy.entropy(conditions, rollout.tokens), rtol=0, atol=1e-4)
+    assert not torch.equal(rollout.tokens[0], rollout.tokens[3])
+
+
 @torch.no_grad()
 def test_scores_are_those_of_the_guided_logits_over_the_temperature():
     generator = golden_var("a", 1.5)
@@ -56,6 +68,22 @@ def test_a_seed_decides_an_image_whatever_the_batch():
     shuffled = policy.sample(numbered([labels[i] for i in order.tolist()]), seeds[order])
     assert torch.equal(shuffled.tokens, together.tokens[order])
     assert not torch.equal(together.tokens[0], together.tokens[4])
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_a_seed_decides_an_image_whatever_the_batch_and_its_captions(text: bool):
+    policy = Policy(tiny_llamagen(guidance=1.5, text=text, guidance_interval=5), temperature=0.7)
+    labels, seeds = [3, 1, 0, 2, 3], torch.tensor([11, 12, 13, 14, 15])
+    conditions = tiny_captions([3, 1, 5, 2], rows=labels) if text else tiny_conditions(labels)
+    together = policy.sample(conditions, seeds)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    assert torch.equal(policy.sample(conditions[order], seeds[order]).tokens, together.tokens[order])
+    for i in range(5):
+        alone = policy.sample(conditions[i : i + 1], seeds[i : i + 1])
+        assert torch.equal(alone.tokens[0], together.tokens[i])
+        torch.testing.assert_close(alone.log_probs[0], together.log_probs[i], rtol=0, atol=1e-5)
+    assert not torch.equal(together.tokens[0], together.tokens[4])
+    assert together.tokens.unique().numel() > 8
 
 
 def test_log_probs_have_gradients_and_samples_have_none():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sfumato.rollout import Conditions, Rollout, concatenate
+from sfumato.rollout import CaptionFeatures, Conditions, Rollout, concatenate
 
 
 def conditions() -> Conditions:
@@ -36,6 +36,79 @@ def test_repeat_keeps_copies_together():
 def test_every_label_has_a_name():
     with pytest.raises(ValueError, match="names: 1 names for 2 labels"):
         Conditions(labels=torch.tensor([0, 1]), names=("one",))
+
+
+def described() -> Conditions:
+    """Four images of three captions, of 2, 1 and 3 text tokens."""
+    features = [torch.full((length, 2), float(length)) for length in (2, 1, 3)]
+    return Conditions(
+        labels=torch.tensor([2, 0, 0, 1]),
+        names=("a red fox", "an ox", "an ox", "owl"),
+        captions=("a fox that is red", "one ox", "one ox", "an owl"),
+        metadata=({"color": "red"}, {"count": 1}, {"count": 1}, {}),
+        text=CaptionFeatures.padded(features),
+        null=torch.tensor([False, True, False, False]),
+    )
+
+
+def test_captions_are_the_names_unless_given():
+    assert conditions().captions == ("seven", "eight", "nine")
+    assert conditions().metadata == ({}, {}, {})
+    assert conditions()[1:].captions == ("eight", "nine")
+    assert described().captions[0] == "a fox that is red"
+
+
+def test_indexing_takes_everything_along():
+    whole = described()
+    for part in (whole[torch.tensor([3, 1])], whole[1:].repeat(1)[torch.tensor([2, 0])]):
+        assert part.labels.tolist() == [1, 0]
+        assert part.names == ("owl", "an ox")
+        assert part.captions == ("an owl", "one ox")
+        assert part.metadata == ({}, {"count": 1})
+        assert part.null is not None
+        assert part.null.tolist() == [False, True]
+        # Labels are rows of the text features, which all parts share.
+        assert part.text is whole.text
+    repeated = whole[:2].repeat(2)
+    assert repeated.captions == ("a fox that is red", "a fox that is red", "one ox", "one ox")
+    assert [entry.get("color") for entry in repeated.metadata] == ["red", "red", None, None]
+    assert conditions()[1:].null is None
+    assert conditions()[1:].text is None
+
+
+def test_moving_takes_everything_along():
+    moved = described().to("meta")
+    assert moved.text is not None
+    assert moved.null is not None
+    devices = {tensor.device.type for tensor in (moved.labels, moved.null, moved.text.features, moved.text.mask)}
+    assert devices == {"meta"}
+    assert (moved.names, moved.captions, moved.metadata) == (
+        described().names, described().captions, described().metadata,
+    )  # fmt: skip
+    assert conditions().to("cpu").text is None
+
+
+def test_as_many_captions_as_labels():
+    labels, names = torch.tensor([0, 1]), ("one", "two")
+    with pytest.raises(ValueError, match="captions: 3 captions for 2 labels; give one each"):
+        Conditions(labels=labels, names=names, captions=("one", "two", "three"))
+    with pytest.raises(ValueError, match="metadata: 1 metadata for 2 labels; give one each"):
+        Conditions(labels=labels, names=names, metadata=({},))
+
+
+def test_captions_are_padded_at_the_left():
+    rows = [torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0]]), torch.ones(4, 2)]
+    text = CaptionFeatures.padded(rows)
+    assert len(text) == 3
+    assert text.features.tolist()[:2] == [[[0, 0], [0, 0], [1, 2], [3, 4]], [[0, 0], [0, 0], [0, 0], [5, 6]]]
+    assert text.mask.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]
+    # What is too long loses its end, not its beginning.
+    cut = CaptionFeatures.padded([torch.arange(6.0).reshape(3, 2), rows[1]], longest=2)
+    assert cut.features.tolist() == [[[0, 1], [2, 3]], [[0, 0], [5, 6]]]
+    assert cut.mask.int().tolist() == [[1, 1], [0, 1]]
+    alone = CaptionFeatures.padded([rows[0]], longest=9)
+    assert torch.equal(alone.features[0], rows[0])
+    assert alone.mask.all()
 
 
 def test_parts_of_a_rollout():

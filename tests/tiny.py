@@ -10,10 +10,12 @@ import torch
 from sfumato.algorithms.losses import LossConfig
 from sfumato.data.conditions import ClassSampler
 from sfumato.models.library import load
+from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.var import VAR, VARConfig
+from sfumato.models.vq import VQConfig, VQModel
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 from sfumato.rewards import build_reward
-from sfumato.rollout import Conditions
+from sfumato.rollout import CaptionFeatures, Conditions
 from sfumato.training.config import GRPOConfig
 from sfumato.training.distributed import Workers
 from sfumato.training.grpo import GRPO
@@ -30,6 +32,19 @@ TOKENIZER = VQVAEConfig(
     norm_groups=4,
 )
 TRANSFORMER = VARConfig(depth=1, width=16, num_heads=2, num_classes=len(CLASS_NAMES))
+VQ_TOKENIZER = VQConfig(
+    grid_size=3,
+    vocab_size=16,
+    code_width=4,
+    latent_channels=4,
+    base_channels=8,
+    channel_multipliers=(1, 1),
+    num_res_blocks=1,
+    patch=2,
+    norm_groups=4,
+)
+LLAMAGEN = LlamaGenConfig(depth=2, width=16, num_heads=2, feed_forward_width=24, num_classes=len(CLASS_NAMES))
+LLAMAGEN_TEXT = replace(LLAMAGEN, num_classes=0, caption_width=6, num_caption_tokens=5)
 
 
 def tiny_var(seed: int = 0, guidance: float = 0.0) -> VAR:
@@ -43,6 +58,28 @@ def tiny_var(seed: int = 0, guidance: float = 0.0) -> VAR:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             generator.tokenizer.decoder.conv_out.weight.mul_(4)
     return generator.eval()
+
+
+def tiny_llamagen(seed: int = 0, guidance: float = 1.0, text: bool = False, guidance_interval: int = -1) -> LlamaGen:
+    """A random generator of 12-pixel images from 9 tokens, class- or text-conditional, where all makes a difference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config, names = (LLAMAGEN_TEXT, ()) if text else (LLAMAGEN, CLASS_NAMES)
+        generator = LlamaGen(config, VQModel(VQ_TOKENIZER), names, guidance, guidance_interval)
+        with torch.no_grad():
+            for parameter in generator.transformer.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.25)
+            generator.tokenizer.decoder.conv_out.weight.mul_(4)
+    return generator.eval()
+
+
+def tiny_captions(lengths: Sequence[int], rows: Sequence[int] | None = None) -> Conditions:
+    """Random captions of so many text tokens each; `rows` says which caption each image has (one each by default)."""
+    rng = torch.Generator().manual_seed(7)
+    captions = [torch.randn(8, 6, generator=rng)[:length] for length in lengths]
+    rows = range(len(lengths)) if rows is None else rows
+    names = tuple(f"caption {row}" for row in rows)
+    return Conditions(labels=torch.tensor(list(rows)), names=names, text=CaptionFeatures.padded(captions))
 
 
 def tiny_conditions(labels: Sequence[int]) -> Conditions:

@@ -7,9 +7,31 @@ from pathlib import Path
 import pytest
 import torch
 from golden_data import tokenizer_weights, transformer_weights
-from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_conditions, tiny_var
+from tiny import (
+    CLASS_NAMES,
+    LLAMAGEN,
+    LLAMAGEN_TEXT,
+    TOKENIZER,
+    TRANSFORMER,
+    VQ_TOKENIZER,
+    tiny_captions,
+    tiny_conditions,
+    tiny_llamagen,
+    tiny_var,
+)
 
-from sfumato.models.library import RELEASES, bundled_models, class_names, find_model, load, load_model, save_model
+from sfumato.models.library import (
+    RELEASES,
+    build_generator,
+    bundled_models,
+    class_names,
+    family_of,
+    find_model,
+    load,
+    load_model,
+    save_model,
+)
+from sfumato.models.llamagen import LlamaGen
 from sfumato.models.var import VAR
 
 
@@ -25,6 +47,34 @@ def test_round_trip_of_a_model_folder(tmp_path: Path):
     ours, theirs = generator.state_dict(), read.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_round_trip_of_a_llamagen_folder(tmp_path: Path, text: bool):
+    generator = tiny_llamagen(text=text)
+    save_model(tmp_path / "model", generator)
+    read = load_model(tmp_path / "model")
+    assert isinstance(read, LlamaGen)
+    assert (read.config, read.tokenizer.config) == (LLAMAGEN_TEXT if text else LLAMAGEN, VQ_TOKENIZER)
+    assert read.class_names == class_names(str(tmp_path / "model")) == (() if text else CLASS_NAMES)
+    ours, theirs = generator.state_dict(), read.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    policy = load(tmp_path / "model", guidance=2.5)
+    assert policy.generator.guidance == 2.5
+    conditions, tokens = tiny_captions([2, 3]) if text else tiny_conditions([2, 0]), torch.arange(18).view(2, 9) % 16
+    expected = tiny_llamagen(text=text, guidance=2.5).logits(conditions, tokens)
+    torch.testing.assert_close(policy.generator.logits(conditions, tokens), expected, rtol=0, atol=1e-6)
+
+
+def test_families():
+    assert (family_of(tiny_var()), family_of(tiny_llamagen())) == ("var", "llamagen")
+    assert isinstance(build_generator(TRANSFORMER, TOKENIZER, CLASS_NAMES), VAR)
+    assert isinstance(build_generator(LLAMAGEN, VQ_TOKENIZER, CLASS_NAMES), LlamaGen)
+    with pytest.raises(ValueError, match="tokenizer: VQVAEConfig is not of the family llamagen"):
+        build_generator(LLAMAGEN, TOKENIZER, CLASS_NAMES)
+    with pytest.raises(ValueError, match="tokenizer: VQConfig is not of the family var"):
+        build_generator(TRANSFORMER, VQ_TOKENIZER, CLASS_NAMES)
 
 
 def test_half_precision_is_widened(tmp_path: Path):
@@ -92,6 +142,10 @@ def test_releases():
     assert len(by_family[1]) == 12
     for name in by_family[0]:
         assert sum(n * n for n in RELEASES[name].scales) == (2240 if name == "var-d36" else 680)
+    for name in by_family[1]:
+        assert RELEASES[name].scales == (16 if name.endswith(("256", "t2i")) else 32 if "512" in name else 24,), name
+    assert class_names("llamagen-xl-t2i") == ()
+    assert class_names("llamagen-3b-384") == class_names("var-d16")
     names = class_names("var-d30")
     assert len(names) == 1000
     assert (names[0], names[1], names[207], names[999]) == ("tench", "goldfish", "golden retriever", names[-1])

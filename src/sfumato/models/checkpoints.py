@@ -382,7 +382,7 @@ def _load_strictly(module: nn.Module, state_dict: StateDict, published: Publishe
     tensors = {}
     for name, own in ours.items():
         keys = published(name)
-        parts = [state_dict[key] for key in keys]
+        parts = [state_dict[key].detach() for key in keys]  # a file may hold parameters
         expected = (own.shape[0] // len(keys), *own.shape[1:]) if own.ndim else ()
         for key, part in zip(keys, parts, strict=True):
             # The published code gives some parameters leading or trailing axes of length 1.

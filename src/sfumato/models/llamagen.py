@@ -172,8 +172,9 @@ class LlamaGenTransformer(nn.Module):
         return self.class_embedding(labels)[:, None]
 
     def embed_captions(self, features: Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
-        """The caption's tokens at the network's width."""
-        return self.caption_out(F.gelu(self.caption_in(features), approximate="tanh"))
+        """The caption's tokens at the network's width; in the type of the residual stream, also under autocast."""
+        hidden = F.gelu(self.caption_in(features), approximate="tanh")
+        return self.caption_out(hidden).type_as(self.token_embedding.weight)
 
     def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
         """Rotations of the condition's tokens, which are zero as published (not the identity), then the image's."""
@@ -250,6 +251,8 @@ class LlamaGen(nn.Module):
                 f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
             )
         self.guidance, self.guidance_interval = guidance, guidance_interval
+        self.text_encoder = config.text_encoder
+        self.longest_caption = config.num_caption_tokens if config.caption_width else 0
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config
         self.transformer = LlamaGenTransformer(config, shape.grid_size, shape.vocab_size)
