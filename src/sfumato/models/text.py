@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float
@@ -83,7 +84,8 @@ class T5Reader:
             if kind != "t5":
                 raise OSError(f"its kind is {kind!r}, not 't5'")
             self.tokenizer = AutoTokenizer.from_pretrained(name)
-            self.model, found = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            loaded = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+            self.model, found = loaded  # pyright: ignore[reportGeneralTypeIssues]
             if found["missing_keys"]:
                 raise OSError(f"its weights lack {min(found['missing_keys'])}")
         self.model.requires_grad_(False).eval().to(device)
@@ -140,8 +142,7 @@ def _loading_errors(name: str) -> Iterator[None]:
     """Turn what transformers raises, for a folder or from the hub, into one line."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"text_encoder: {name} cannot be loaded ({reason}); download the T5 by hand and give its folder"
-        ) from error
+        remedy = "copy its files again" if Path(name).exists() else "download it by hand and give its folder"
+        raise ValueError(f"text_encoder: {name} cannot be loaded as a T5 ({reason}); {remedy}") from error
