@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfumato.rewards import pixels
+from sfumato.rewards import aesthetic, clip, hps, pickscore, pixels
 from sfumato.rewards.base import Part, Reward, RewardError, WeightedSum
 from sfumato.rewards.names import Maker, build_part
 
@@ -30,6 +30,10 @@ REWARDS: dict[str, Entry] = {
     "colorfulness": Entry(pixels.colorfulness, "0 to about 1"),
     "saturation": Entry(pixels.saturation, "0 to 1"),
     "jpeg-size": Entry(pixels.jpeg_size, "kilobytes"),
+    "clip": Entry(clip.Clip, "-1 to 1", "clip", "openai/clip-vit-large-patch14"),
+    "aesthetic": Entry(aesthetic.Aesthetic, "1 to 10", "clip", "openai/clip-vit-large-patch14"),
+    "hps": Entry(hps.Hps, "-1 to 1", "clip", "xswu/HPSv2"),
+    "pickscore": Entry(pickscore.PickScore, "about 15 to 25", "clip", "yuvalkirstain/PickScore_v1"),
 }
 """Rewards by name."""
 

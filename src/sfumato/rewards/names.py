@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from sfumato.rewards.base import Part, Reward
@@ -62,7 +62,7 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
     Raises:
         ValueError: there is none, or an option is unknown, malformed or missing.
     """
-    found: Any = find(base, known)
+    found = find(base, known)
     if base.startswith(("http://", "https://")):
         options = {**options, "url": base}
     if not inspect.isclass(found):
@@ -82,7 +82,7 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"reward {name!r}: {missing[0]} is not given; write {base}?{missing[0]}=VALUE")
-    return found(**{o: convert(f"reward {name!r}: {o}", text, hints[o]) for o, text in options.items()})
+    return cast(Reward, found(**{o: convert(f"reward {name!r}: {o}", text, hints[o]) for o, text in options.items()}))
 
 
 def convert(what: str, text: str, kind: Any) -> Any:

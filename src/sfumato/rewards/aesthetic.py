@@ -1,0 +1,65 @@
+"""LAION's aesthetic predictor V2 (Schuhmann 2022): people's ratings from 1 to 10, from the CLIP embedding alone."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sfumato.rewards import needs
+from sfumato.rewards.backbone import load_clip
+from sfumato.rollout import Conditions
+
+WIDTHS = (1024, 128, 64, 16, 1)
+"""of the five linear layers"""
+DROPOUTS = (0.2, 0.2, 0.1)
+"""after the first three; they number the published weights and do nothing here"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aesthetic:
+    """Predicted rating; about 4 to 7 for generated images."""
+
+    model: str = "openai/clip-vit-large-patch14"
+    """CLIP ViT-L/14: hub id or folder"""
+    head: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
+    """the linear layers: a file, or owner/repository/file of the hub"""
+
+    def __post_init__(self):
+        width = load_clip(self.model).model.config.projection_dim
+        found = load_head(self.head).get_submodule("0").weight.shape[1]
+        if found != width:
+            raise ValueError(
+                f"head: {self.head} reads embeddings of {found}, not {width} as {self.model}; give its own"
+            )
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+        embeddings = load_clip(self.model).image_embeddings(images)
+        return load_head(self.head).to(images.device)(embeddings).squeeze(1)
+
+
+@functools.cache
+def load_head(path: str) -> nn.Sequential:
+    """The linear layers of a published file, whose names are layers.0, layers.2, layers.4, layers.6 and layers.7.
+
+    Raises:
+        ValueError: the file is not there or holds something else.
+    """
+    tensors = torch.load(needs.file(path), map_location="cpu", weights_only=True)
+    tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in tensors.items()}
+    if "0.weight" not in tensors:
+        raise ValueError(f"head: {path} has no layers.0.weight; give the file of an aesthetic predictor V2")
+    layers: list[nn.Module] = []
+    before = tensors["0.weight"].shape[1]
+    for number, width in enumerate(WIDTHS):
+        layers.append(nn.Linear(before, width))
+        before = width
+        if number < len(DROPOUTS):
+            layers.append(nn.Dropout(DROPOUTS[number]))
+    head = nn.Sequential(*layers)
+    try:
+        head.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
+    return head.eval().requires_grad_(False)

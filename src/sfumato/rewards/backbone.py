@@ -1,0 +1,76 @@
+"""CLIP through transformers: one copy of a model serves all rewards that use it, and sees a batch once."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.rewards import needs
+from sfumato.rewards.preprocessing import centre_crop, normalise, resize_shortest
+from sfumato.rewards.sharing import OncePerBatch
+
+CAPTIONS_KEPT = 100_000
+"""captions whose embeddings are remembered"""
+
+
+class Clip:
+    """A CLIP model with its tokenizer, and the embeddings of the last batch and of all captions seen."""
+
+    def __init__(self, model: Any, tokenizer: Any):
+        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+        self.side: int = model.config.vision_config.image_size
+        self._last: OncePerBatch[Tensor] = OncePerBatch()
+        self._captions: dict[str, Tensor] = {}
+
+    def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit vectors of images in [0, 1], resized to the model's side and cropped as CLIP's processor does."""
+        return self._last(images, lambda: self._embed_images(images))
+
+    def text_embeddings(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "B D"]:
+        """Unit vectors of captions; a caption is cut at the model's longest text, and encoded once."""
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self._captions]
+        if missing:
+            if len(self._captions) + len(missing) > CAPTIONS_KEPT:
+                self._captions.clear()
+                missing = list(dict.fromkeys(captions))
+            self._captions |= zip(missing, self._embed_texts(missing, device), strict=True)
+        return torch.stack([self._captions[caption] for caption in captions]).to(device)
+
+    def cosines(self, images: Float[Tensor, "B 3 H W"], captions: Sequence[str]) -> Float[Tensor, " B"]:
+        """Cosine of each image and its caption."""
+        return (self.image_embeddings(images) * self.text_embeddings(captions, images.device)).sum(1)
+
+    @torch.no_grad()
+    def _embed_images(self, images: Tensor) -> Tensor:
+        self.model.to(images.device)
+        pixels = normalise(centre_crop(resize_shortest(images, self.side), self.side, self.side))
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=-1)
+
+    @torch.no_grad()
+    def _embed_texts(self, captions: Sequence[str], device: torch.device) -> Tensor:
+        self.model.to(device)
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(device)
+        pooled = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1)
+
+
+@functools.cache
+def load_clip(model: str, tokenizer: str | None = None) -> Clip:
+    """A CLIP model by hub id or folder; the same object at every call.
+
+    Raises:
+        ValueError: transformers is missing, or the model cannot be loaded.
+    """
+    transformers = needs.package("transformers", "clip")
+    return Clip(
+        needs.pretrained(transformers.CLIPModel, model),
+        needs.pretrained(transformers.AutoTokenizer, tokenizer or model),
+    )

@@ -1,0 +1,92 @@
+"""HPSv2.1 (Wu et al. 2023): CLIP ViT-H/14 trained on people's preferences, published with open_clip's names."""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.rewards import needs
+from sfumato.rewards.backbone import Clip
+from sfumato.rollout import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hps:
+    """Cosine of image and caption, -1 to 1; 0.2 to 0.35 in practice."""
+
+    weights: str = "xswu/HPSv2/HPS_v2.1_compressed.pt"
+    """open_clip's checkpoint: a file, or owner/repository/file of the hub"""
+    base: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+    """shape and tokenizer of the same model in transformers: hub id or folder"""
+
+    def __post_init__(self):
+        load_hps(self.weights, self.base)
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+        return load_hps(self.weights, self.base).cosines(images, conditions.captions)
+
+
+@functools.cache
+def load_hps(weights: str, base: str) -> Clip:
+    """The model in a checkpoint of open_clip; the same object at every call.
+
+    Raises:
+        ValueError: transformers is missing, or the model cannot be loaded.
+    """
+    transformers = needs.package("transformers", "clip")
+    config = needs.pretrained(transformers.CLIPConfig, base)
+    tokenizer = needs.pretrained(transformers.AutoTokenizer, base)
+    checkpoint = torch.load(needs.file(weights), map_location="cpu", weights_only=True)
+    tensors = from_open_clip(checkpoint.get("state_dict", checkpoint))
+    model = transformers.CLIPModel(config)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"weights: {weights} do not fit {base} ({' '.join(str(error).split())[:200]})") from error
+    return Clip(model, tokenizer)
+
+
+NAMES = (
+    (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^visual\.ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^visual\.ln_post\.", "vision_model.post_layernorm."),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
+    (r"^transformer\.resblocks\.", "text_model.encoder.layers."),
+    (r"^token_embedding\.", "text_model.embeddings.token_embedding."),
+    (r"^positional_embedding$", "text_model.embeddings.position_embedding.weight"),
+    (r"^ln_final\.", "text_model.final_layer_norm."),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""open_clip's names and those of transformers, as patterns to be replaced one after another"""
+
+
+def from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of open_clip's CLIP with the names of transformers' CLIPModel, in float32.
+
+    Projections are transposed, and queries, keys and values are separate matrices there.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name == "attn_mask":  # a constant
+            continue
+        tensor = tensor.float()
+        if name in ("visual.proj", "text_projection"):
+            tensor = tensor.T.contiguous()
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
+        if ".self_attn.in_proj_" in name:
+            for kind, part in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[name.replace("in_proj_", f"{kind}_proj.")] = part.contiguous()
+        else:
+            renamed[name] = tensor
+    return renamed
