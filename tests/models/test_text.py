@@ -115,7 +115,7 @@ def test_t5_pads_as_llamagen_does(t5_folder: Path):
         return_tensors="pt",
     )
     with torch.no_grad():
-        right = model(**batch).last_hidden_state
+        right = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
     expected = torch.zeros_like(right)
     for row, rows, length in zip(expected, right, batch.attention_mask.sum(1).tolist(), strict=True):
         row[120 - length :] = rows[:length]

@@ -1,6 +1,7 @@
 """What turns captions into the features that a text-conditional generator reads."""
 
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -143,6 +144,6 @@ def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...").rstrip(".")
         remedy = "copy its files again" if Path(name).exists() else "download it by hand and give its folder"
         raise ValueError(f"text_encoder: {name} cannot be loaded as a T5 ({reason}); {remedy}") from error
