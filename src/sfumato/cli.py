@@ -16,7 +16,9 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from sfumato.policy import Generator
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
+from sfumato.rollout import Conditions
 from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
 from sfumato.training.pretrain import AnyPretrainConfig, pretrain
@@ -81,8 +83,10 @@ class Sample:
     """bundled model, run folder or checkpoint, or released model (var-d16 ... var-d36)"""
     classes: tuple[str, ...] = ()
     """class names or numbers; sixteen spread over all classes if none is given"""
+    prompts: tuple[str, ...] = ()
+    """captions, for a model that reads them; or one file of captions"""
     count: int = 4
-    """images of each class"""
+    """images of each class or caption"""
     seed: int = 0
     """the n-th image has seed + n"""
     out: Path = Path("samples.png")
@@ -101,11 +105,12 @@ class Sample:
     """file of a released transformer"""
     tokenizer: Path | None = None
     """file of a released tokenizer"""
+    text_encoder: str | None = None
+    """hub id or folder of the text encoder, if not the model's own"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.data.conditions import class_conditions, find_classes, spread
         from sfumato.models.library import load
         from sfumato.models.var import VAR, sample_smooth
         from sfumato.training.distributed import join
@@ -127,16 +132,15 @@ class Sample:
             device=device,
         )
         generator = policy.generator
-        names = generator.class_names
-        labels = find_classes(self.classes, names) or spread(len(names), 16)
-        conditions = class_conditions(labels, names).repeat(self.count).to(device)
+        conditions = self.conditions(generator, device).repeat(self.count).to(device)
         seeds = torch.arange(self.seed, self.seed + len(conditions))
 
         def keep(logits: torch.Tensor) -> torch.Tensor:
             return generator.filter(logits, self.top_k, self.top_p)
 
         if self.smooth:
-            assert isinstance(generator, VAR)
+            if not isinstance(generator, VAR):
+                raise ValueError(f"smooth: {self.model} is no VAR; leave the option out")
             parts = torch.arange(len(conditions)).split(32)
             pictures = torch.cat([sample_smooth(generator, conditions[i], seeds[i], keep) for i in parts])
         else:
@@ -145,6 +149,28 @@ class Sample:
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
         Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
         return FINISHED
+
+    def conditions(self, generator: Generator, device: torch.device) -> Conditions:
+        """What is asked for: the classes or the captions, once each."""
+        from sfumato.data.conditions import caption_conditions, class_conditions, find_classes, spread
+        from sfumato.data.prompts import read_prompts
+        from sfumato.models.text import load_text_encoder
+        from sfumato.training.sampler import find_prompts
+
+        if not generator.text_encoder:
+            if self.prompts:
+                raise ValueError(f"prompts: {self.model} draws classes, not captions; give --classes")
+            names = generator.class_names
+            return class_conditions(find_classes(self.classes, names) or spread(len(names), 16), names)
+        if self.classes:
+            raise ValueError(f"classes: {self.model} reads captions; give --prompts")
+        if not self.prompts:
+            raise ValueError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
+        captions = list(self.prompts)
+        if len(captions) == 1 and find_prompts(captions[0]).is_file():
+            captions = [prompt.caption for prompt in read_prompts(find_prompts(captions[0]))]
+        reader = load_text_encoder(self.text_encoder or generator.text_encoder, device)
+        return caption_conditions(captions, reader.encode, generator.longest_caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +209,14 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Class accuracy of a model's images, by the bundled classifier of emoji."""
+    """Class accuracy of a model's images, by the bundled classifier of emoji; a text model is asked for the names."""
 
     model: tyro.conf.Positional[str]
     """bundled model, run folder or checkpoint"""
     images: int = 1024
-    """images to draw, classes in turn"""
+    """images to draw; classes or captions in turn"""
+    prompts: str | None = None
+    """file of captions with their "class", or emoji-captions-held-out; the names of the classes if not given"""
     seed: int = 0
     """of the draws"""
     temperature: float = 0.7
@@ -197,18 +225,30 @@ class Evaluate:
     """classifier-free guidance; 0 is none"""
 
     def __call__(self) -> int:
-        from sfumato.data.conditions import class_conditions
+        from sfumato.data.conditions import ClassSampler
+        from sfumato.data.prompts import Prompt, PromptSampler, read_prompts
         from sfumato.evaluation.accuracy import class_accuracy
         from sfumato.models.classifier import load_classifier
         from sfumato.models.library import load
+        from sfumato.models.text import load_text_encoder
+        from sfumato.training.sampler import find_prompts
 
         policy, classifier = load(self.model, guidance=self.guidance, temperature=self.temperature), load_classifier()
-        names = policy.generator.class_names
-        if names != classifier.class_names:
-            raise ValueError(f"model: {self.model} has other classes than the bundled classifier; give an emoji model")
-        conditions = class_conditions([n % len(names) for n in range(self.images)], names)
+        generator = policy.generator
+        if self.prompts is not None and not generator.text_encoder:
+            raise ValueError(f"prompts: {self.model} draws classes, not captions; leave the option out")
+        if generator.text_encoder:
+            names = [Prompt(name) for name in classifier.class_names]
+            prompts = names if self.prompts is None else read_prompts(find_prompts(self.prompts))
+            reader = load_text_encoder(generator.text_encoder)
+            sampler, total = PromptSampler(prompts, reader.encode, generator.longest_caption), len(prompts)
+        else:
+            sampler, total = ClassSampler(generator.class_names), len(generator.class_names)
+        conditions = sampler.spread(min(total, self.images))[torch.arange(self.images) % total]
         seeds = torch.arange(self.seed, self.seed + self.images)
         accuracy = class_accuracy(classifier, policy.draw(conditions, seeds), conditions)
+        if accuracy is None:
+            raise ValueError(f"model: {self.model} has other classes than the bundled classifier; give an emoji model")
         Console().print(
             f"top-1 {accuracy.top1:.3f}  top-5 {accuracy.top5:.3f}  on {self.images} images, "
             f"temperature {self.temperature}, guidance {self.guidance}, seed {self.seed}",

@@ -26,6 +26,10 @@ class Generator(Protocol):
     units: tuple[int, ...]
     guidance: float
     class_names: tuple[str, ...]
+    text_encoder: str
+    """what reads the captions of a text-conditional generator; "" for a class-conditional one"""
+    longest_caption: int
+    """text tokens that a text-conditional generator takes; 0 for a class-conditional one"""
 
     @property
     def transformer(self) -> nn.Module:
@@ -61,6 +65,13 @@ def with_transformer(generator: Generator, transformer: nn.Module) -> Generator:
     """The same generator around another network; all else is shared."""
     twin = copy.copy(generator)
     twin.__dict__["_modules"] = {**generator.__dict__["_modules"], "transformer": transformer}
+    return twin
+
+
+def with_guidance(generator: Generator, guidance: float) -> Generator:
+    """The same generator at another guidance; everything is shared."""
+    twin = copy.copy(generator)
+    twin.guidance = guidance
     return twin
 
 

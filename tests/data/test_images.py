@@ -94,7 +94,10 @@ def package(tmp_path: Path) -> Path:
 
 
 def test_emoji(package: Path):
-    scenes = (Scene(background=(0.0, 1.0, 0.0), words="on green"), Scene(background=(1.0, 1.0, 1.0), light=0.5, weight=0.25, words="in dim light"))
+    scenes = (
+        Scene(background=(0.0, 1.0, 0.0), words="on green"),
+        Scene(background=(1.0, 1.0, 1.0), light=0.5, weight=0.25, words="in dim light"),
+    )
     source = EmojiImages(package, 64, scenes)
     assert source.class_names == ("red apple", "grey face", "soccer ball")
     assert len(source) == 6

@@ -21,11 +21,11 @@ calls = 0
 here = pathlib.Path(__file__).parent
 
 def fatal(images, conditions):
-    # The first call probes the reward, then there is one a step.
+    # The first call probes the reward, the second scores the fixed set, then there is one a step.
     global calls
     calls += 1
-    if (here / f"signal-at-{calls - 1}").exists():
-        os.kill(os.getpid(), int((here / f"signal-at-{calls - 1}").read_text()))
+    if (here / f"signal-at-{calls - 2}").exists():
+        os.kill(os.getpid(), int((here / f"signal-at-{calls - 2}").read_text()))
     return images.mean((1, 2, 3))
 """
 

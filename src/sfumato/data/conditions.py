@@ -134,5 +134,5 @@ def pick(total: int, count: int, rng: torch.Generator) -> list[int]:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` numbers below `total` at even distances, the first and the last among them."""
+    """`count` numbers below `total` at even distances: all of them in order if there are as many."""
     return torch.linspace(0, total - 1, count).long().tolist()

@@ -281,6 +281,7 @@ class VAR(nn.Module):
                 f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
             )
         self.guidance = guidance
+        self.text_encoder, self.longest_caption = "", 0
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config
         self.transformer = VARTransformer(config, shape.scales, shape.vocab_size, shape.latent_channels)

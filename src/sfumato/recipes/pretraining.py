@@ -47,8 +47,8 @@ def emoji_llamagen() -> PretrainConfig:
         tokenizer=EMOJI_VQ,
         transformer=LlamaGenConfig(depth=6, width=192, num_heads=3, feed_forward_width=512, num_classes=512),
         start_from="emoji-var",
-        tokenizer_training=TokenizerTraining(steps=1500, batch_size=24, learning_rate=8e-4),
-        generator_training=GeneratorTraining(steps=2500, batch_size=32, learning_rate=1.5e-3),
+        tokenizer_training=TokenizerTraining(steps=900, batch_size=24, learning_rate=8e-4),
+        generator_training=GeneratorTraining(steps=2000, batch_size=32, learning_rate=1.5e-3),
     )
 
 
@@ -68,7 +68,7 @@ def emoji_t2i() -> PretrainConfig:
         ),
         start_from="emoji-llamagen",
         tokenizer_training=TokenizerTraining(steps=0),
-        generator_training=GeneratorTraining(steps=2500, batch_size=32, learning_rate=1.5e-3),
+        generator_training=GeneratorTraining(steps=1500, batch_size=32, learning_rate=1.5e-3),
     )
 
 

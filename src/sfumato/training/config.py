@@ -95,6 +95,7 @@ class GRPOConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate"):
             at_least(name, getattr(self, name), 0)
+        at_least("score_guidance", self.score_guidance or 0, 0)
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:
             raise ValueError(f"max_unscored: {self.max_unscored} is no share; give 0 to 1")

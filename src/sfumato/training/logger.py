@@ -48,7 +48,11 @@ class MetricsFile:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """The steps in a run's `metrics.jsonl`; a last line cut off by a kill is left out."""
-    path = run_dir / "metrics.jsonl"
+    return read_lines(run_dir / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """The objects in a file of one a line; a last line cut off by a kill is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 

@@ -104,7 +104,7 @@ class Run:
         self.algorithm.reward(self.algorithm.policy.draw(conditions, torch.arange(2)), conditions)
 
     def draw_samples(self, step: int) -> None:
-        """The same conditions and seeds at every step, as pictures of the run; and how uncertain the policy is there."""
+        """Pictures of the same conditions and seeds at every step, and how uncertain the policy is there."""
         if not self.folder.writes:
             return
         conditions = self.algorithm.sampler.spread(16).repeat(2).to(self.algorithm.workers.device)
@@ -146,8 +146,8 @@ class Run:
         result = {"images": len(images), "reward_mean": total.nanmean().item()}
         result |= {f"reward/{name}": scores.nanmean().item() for name, scores in parts.items()}
         classifier = load_classifier()
-        if classifier.class_names == self.algorithm.policy.generator.class_names:
-            accuracy = class_accuracy(classifier, images, conditions)
+        accuracy = class_accuracy(classifier, images, conditions)
+        if accuracy is not None:
             result |= {"class_accuracy_top1": accuracy.top1, "class_accuracy_top5": accuracy.top5}
         results = json.loads(path.read_text()) if path.exists() else {}
         results[moment] = result

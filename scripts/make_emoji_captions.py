@@ -1,0 +1,27 @@
+"""How `bundled/prompts` was made: the captions of the emoji data, those that are trained on and those held out.
+
+npm pack emoji-datasource-google@16.0.0 && tar xzf emoji-datasource-google-16.0.0.tgz
+python scripts/make_emoji_captions.py package src/sfumato/bundled/prompts
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from sfumato.data.images import EmojiImages
+
+
+def main(package: Path, folder: Path) -> None:
+    source = EmojiImages(package)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, held_out in (("emoji-captions", False), ("emoji-captions-held-out", True)):
+        items = [i for i in range(len(source)) if bool(source.held_out[i]) == held_out]
+        captions = {name: name for name in source.class_names} if not held_out else {}
+        for item in items:
+            captions[source.caption(item, with_scene=True)] = source.class_names[item // len(source.scenes)]
+        lines = [json.dumps({"caption": caption, "class": name}) for caption, name in captions.items()]
+        (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
