@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfumato.rewards import aesthetic, clip, hps, pickscore, pixels
+from sfumato.rewards import aesthetic, classifier, clip, emoji_clip, hps, ocr, pickscore, pixels, safety
 from sfumato.rewards.base import Part, Reward, RewardError, WeightedSum
 from sfumato.rewards.names import Maker, build_part
 
@@ -34,6 +34,10 @@ REWARDS: dict[str, Entry] = {
     "aesthetic": Entry(aesthetic.Aesthetic, "1 to 10", "clip", "openai/clip-vit-large-patch14"),
     "hps": Entry(hps.Hps, "-1 to 1", "clip", "xswu/HPSv2"),
     "pickscore": Entry(pickscore.PickScore, "about 15 to 25", "clip", "yuvalkirstain/PickScore_v1"),
+    "classifier": Entry(classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "of torchvision"),
+    "emoji-clip": Entry(emoji_clip.EmojiClip, "-1 to 1"),
+    "ocr": Entry(ocr.Ocr, "0 to 1", "ocr"),
+    "safety": Entry(safety.Safety, "-1 to 0", "safety"),
 }
 """Rewards by name."""
 

@@ -28,7 +28,7 @@ class Aesthetic:
 
     def __post_init__(self):
         width = load_clip(self.model).model.config.projection_dim
-        found = load_head(self.head).get_submodule("0").weight.shape[1]
+        found = load_head(self.head).state_dict()["0.weight"].shape[1]
         if found != width:
             raise ValueError(
                 f"head: {self.head} reads embeddings of {found}, not {width} as {self.model}; give its own"

