@@ -105,7 +105,7 @@ def test_wrong_arguments(capsys: Capture, arguments: list[str], message: str):
         (["--model", "no-such-model"], "model: 'no-such-model' is neither a known model ("),
         (["--model", "MODEL", "--classes", "bea"], "classes: there is no class 'bea'; did you mean 'bee'?"),
         (["--model", "MODEL", "--classes", "0-9"], "classes: there is no class number 9; give 0 to 4"),
-        (["--model", "MODEL", "--reward", "brihgtness", "1"], "reward: there is no 'brihgtness'; give one of"),
+        (["--model", "MODEL", "--reward", "brihgtness", "1"], "reward: there is no 'brihgtness'; did you mean"),
         (["--model", "MODEL", "--weights", "x.pth"], "weights: files go with a released model"),
         (["--model", "var-d16", "--weights", "x.pth"], "weights: x.pth is not a file"),
         (["--model", "MODEL", "--resume"], "holds no run to resume"),

@@ -191,7 +191,7 @@ def fragile(images, conditions):
 
 
 @pytest.mark.parametrize(
-    ("bad_call", "message"), [(3, r"step 2: reward '.*r\.py:fragile' returned inf"), (1, "^reward ")]
+    ("bad_call", "message"), [(4, r"step 2: reward '.*r\.py:fragile' returned inf"), (1, "^reward ")]
 )
 def test_a_broken_reward_is_named_with_its_step(tiny_model: Path, tmp_path: Path, bad_call: int, message: str):
     (tmp_path / "r.py").write_text(REWARD.format(bad_call=bad_call))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from sfumato.recipes import emoji, pretraining, var
+from sfumato.recipes import emoji, llamagen, pretraining, var
 from sfumato.training.config import GRPOConfig
 from sfumato.training.pretrain import AnyPretrainConfig
 
@@ -20,6 +20,11 @@ def _released(depth: int, target: str) -> tuple[str, Callable[[], GRPOConfig]]:
     return help_line, partial(var.var_recipe, depth, target)
 
 
+def _llamagen(size: str, pixels: int) -> tuple[str, Callable[[], GRPOConfig]]:
+    help_line = f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings, rewards CLIP and HPSv2."
+    return help_line, partial(llamagen.llamagen_recipe, size, pixels)
+
+
 _EMOJI_RECIPES = (
     emoji.emoji_dark,
     emoji.emoji_bright,
@@ -27,10 +32,17 @@ _EMOJI_RECIPES = (
     emoji.emoji_dark_no_kl,
     emoji.emoji_bright_no_kl,
     emoji.emoji_colorful_no_kl,
+    emoji.emoji_llamagen_colorful,
+    emoji.emoji_t2i_clip,
 )
 TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
     **{recipe.__name__.replace("_", "-"): _with_help(recipe) for recipe in _EMOJI_RECIPES},
     **{f"var-d{d}-{target}": _released(d, target) for d in (16, 20, 24, 30, 36) for target in var.REWARDS},
+    **{f"llamagen-{size}-{pixels}": _llamagen(size, pixels) for size in llamagen.MICRO_BATCH for pixels in (256, 384)},
+    "llamagen-xl-t2i": (
+        "Released LlamaGen-XL on captions (--prompts FILE) with AR-GRPO's settings, rewards CLIP and HPSv2.",
+        llamagen.llamagen_t2i_recipe,
+    ),
 }
 """GRPO recipes by name, each with one line of help."""
 

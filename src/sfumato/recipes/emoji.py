@@ -1,4 +1,4 @@
-"""Runs on the bundled `emoji-var`: minutes on two CPU cores, no downloads."""
+"""Runs on the bundled generators: minutes on two CPU cores, no downloads."""
 
 from dataclasses import replace
 
@@ -53,3 +53,30 @@ def emoji_bright_no_kl() -> GRPOConfig:
 def emoji_colorful_no_kl() -> GRPOConfig:
     """emoji-colorful without the KL penalty."""
     return without_kl(emoji_colorful())
+
+
+def _emoji_llamagen(model: str, reward: dict[str, float]) -> GRPOConfig:
+    """The second paper's guidance, temperature and KL weight; a learning rate for a small model and few steps."""
+    return GRPOConfig(
+        model=model,
+        reward=reward,
+        steps=30,
+        labels_per_step=16,
+        group_size=8,
+        minibatch_size=64,
+        learning_rate=2e-4,
+        final_learning_rate=5e-5,
+        temperature=1.0,
+        guidance=2.0,
+        loss=LossConfig(clip=0.2, kl_weight=0.1),
+    )
+
+
+def emoji_llamagen_colorful() -> GRPOConfig:
+    """Next-token emoji in colourful pictures, guided as in the second paper."""
+    return _emoji_llamagen("emoji-llamagen", {"colorfulness": 1.0})
+
+
+def emoji_t2i_clip() -> GRPOConfig:
+    """Emoji drawn from captions, rewarded for fitting them (the bundled emoji-clip)."""
+    return replace(_emoji_llamagen("emoji-t2i", {"emoji-clip": 1.0}), prompts="emoji-captions")
