@@ -145,6 +145,16 @@ def test_t5_cuts_long_captions_before_the_end_of_the_sequence(t5_folder: Path):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
+def test_t5_in_bfloat16(t5_folder: Path):
+    reader = T5Reader(str(t5_folder))
+    assert reader.model.dtype == torch.float32  # on the CPU
+    expected = reader.encode(CAPTIONS)
+    reader.model.bfloat16()  # as on CUDA
+    for rows, wide in zip(reader.encode(CAPTIONS), expected, strict=True):
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows, wide, rtol=0, atol=0.03 * wide.abs().max().item())
+
+
 def test_t5_cleans_captions(t5_folder: Path):
     plain, odd = T5Reader(str(t5_folder)).encode(["a red apple", ' "A RED <b>apple</b>" '])
     torch.testing.assert_close(plain, odd, rtol=0, atol=1e-6)
@@ -272,7 +282,12 @@ def test_features_are_made_once(tmp_path: Path):
     again = cache_features(["b", "a"], "counting", fail, tmp_path)
     assert again.folder == first.folder
     assert torch.equal(again.encode(["b"])[0], first.encode(["b"])[0])
-    for captions, name in ((["a", "b", "c"], "counting"), (["a"], "counting"), (["a", "b"], "other")):
+    for captions, name in (
+        (["a", "b", "c"], "counting"),
+        (["a"], "counting"),
+        (["a", "b"], "other"),
+        (["a", "b"], "counting/"),
+    ):
         assert cache_features(captions, name, Counting, tmp_path).folder != first.folder
     assert torch.equal(CachedReader(first.folder).encode(["a"])[0], first.encode(["a"])[0])
 

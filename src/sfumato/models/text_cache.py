@@ -99,8 +99,7 @@ def cache_features(
     with FileLock(cache.with_name(f"{cache.name}.lock")):
         if not cache.exists():
             partial = cache.with_name(f"{cache.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            partial.mkdir(exist_ok=True)
             try:
                 _write(partial, distinct, name, make_reader(), progress)
                 os.replace(partial, cache)
