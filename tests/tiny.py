@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from sfumato.algorithms.losses import LossConfig
-from sfumato.data.conditions import ClassSampler
 from sfumato.models.library import load
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.var import VAR, VARConfig
@@ -19,6 +18,7 @@ from sfumato.rollout import CaptionFeatures, Conditions
 from sfumato.training.config import GRPOConfig
 from sfumato.training.distributed import Workers
 from sfumato.training.grpo import GRPO
+from sfumato.training.sampler import build_sampler
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 TOKENIZER = VQVAEConfig(
@@ -112,6 +112,6 @@ def algorithm_of(config: GRPOConfig) -> GRPO:
     """The algorithm of a config, in this process alone and without a run folder."""
     config.validate()
     policy = load(config.model, guidance=config.guidance, temperature=config.temperature)
-    sampler = ClassSampler(policy.generator.class_names, config.classes)
+    sampler = build_sampler(config, policy.generator, torch.device("cpu"))
     workers = Workers(rank=0, count=1, device=torch.device("cpu"))
     return GRPO(config, policy, sampler, build_reward(config.reward), workers)
