@@ -79,11 +79,9 @@ def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor
 
 def rotate(x: Float[Tensor, "R T H d"], rotation: Float[Tensor, "T d2 2"]) -> Float[Tensor, "R T H d"]:
     """Turn each pair of channels by its position's angle. A row of zeros sets a vector to zero."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    cosine, sine = rotation[:, None].unbind(-1)  # (T, 1, d/2)
-    first, second = pairs.unbind(-1)
-    turned = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
-    return turned.flatten(-2).type_as(x)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(rotation.float())[:, None]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
 class Attention(nn.Module):
@@ -91,8 +89,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
-        self.heads = (config.num_heads, config.kv_heads, config.kv_heads)
-        self.qkv = nn.Linear(config.width, sum(self.heads) * config.head_width, bias=False)
+        self.heads = (config.num_heads, config.kv_heads)
+        self.qkv = nn.Linear(config.width, (config.num_heads + 2 * config.kv_heads) * config.head_width, bias=False)
         self.proj = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -102,12 +100,15 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "R 1 T N"] | None,
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "R T C"]:
-        query, key, value = self.qkv(x).unflatten(2, (sum(self.heads), -1)).split(self.heads, dim=2)
-        query, key, value = (h.transpose(1, 2) for h in (rotate(query, rotation), rotate(key, rotation), value))
+        num_heads, kv_heads = self.heads
+        heads = self.qkv(x).unflatten(2, (num_heads + 2 * kv_heads, -1))
+        placed, value = heads.split((num_heads + kv_heads, kv_heads), dim=2)
+        query, key = rotate(placed, rotation).transpose(1, 2).split(self.heads, dim=1)
+        value = value.transpose(1, 2)
         if cache is not None:
             key, value = cache.append(key, value)
         causal = mask is None and x.shape[1] > 1
-        grouped = self.heads[0] != self.heads[1]
+        grouped = num_heads != kv_heads
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return self.proj(out.transpose(1, 2).flatten(2))
 
@@ -192,18 +193,27 @@ class LlamaGenTransformer(nn.Module):
             x = block(x, rotation, mask, cache)
         return x
 
-    def classify(self, x: Float[Tensor, "R T C"]) -> Float[Tensor, "R T V"]:
-        """Logits in float32."""
-        return self.head(self.norm(x)).float()
+    def classify(self, x: Float[Tensor, "R T C"], strength: float | Tensor | None = None) -> Float[Tensor, "B T V"]:
+        """Logits in float32. With a `strength` the second half of the rows is unconditional: the head is linear, so
+        that guiding what it reads is guiding the logits, at half the cost."""
+        x = self.norm(x)
+        if strength is not None:
+            conditional, unconditional = x.chunk(2)
+            x = unconditional + strength * (conditional - unconditional)
+        return self.head(x).float()
 
     def forward(
-        self, prefix: Float[Tensor, "R P C"], mask: Bool[Tensor, "R P"] | None, tokens: Int[Tensor, "R N"]
-    ) -> Float[Tensor, "R N V"]:
-        """Teacher-forced logits of all image tokens."""
+        self,
+        prefix: Float[Tensor, "R P C"],
+        mask: Bool[Tensor, "R P"] | None,
+        tokens: Int[Tensor, "R N"],
+        strength: float | Tensor | None = None,
+    ) -> Float[Tensor, "B N V"]:
+        """Teacher-forced logits of all image tokens, guided if a `strength` is given."""
         x = torch.cat([prefix, self.token_embedding(tokens[:, :-1])], dim=1)
         rotation = self.positions(prefix.shape[1])[: x.shape[1]]
         x = self.hidden(x, rotation, None if mask is None else causal_mask(mask, x.shape[1]))
-        return self.classify(x[:, prefix.shape[1] - 1 :])
+        return self.classify(x[:, prefix.shape[1] - 1 :], strength)
 
 
 def causal_mask(prefix_mask: Bool[Tensor, "R P"], length: int) -> Bool[Tensor, "R 1 T T"]:
@@ -273,13 +283,12 @@ class LlamaGen(nn.Module):
         labels, null = self._rows(conditions)
         distinct, place = (2 * labels + null).unique(return_inverse=True)
         prefix, mask = self._prefix(conditions, distinct // 2, distinct % 2 == 1)
-        transformer, config, length = self.transformer, self.config, prefix.shape[1]
-        blocks = range(config.depth)
-        narrow = [KeyValueCache(len(prefix), config.kv_heads, length, config.head_width, like=prefix) for _ in blocks]
+        transformer, length = self.transformer, prefix.shape[1]
+        narrow = [KeyValueCache(length) for _ in transformer.blocks]
         seen = None if mask is None else causal_mask(mask, length)
         hidden = transformer.hidden(prefix, transformer.positions(length)[:length], seen, narrow)[:, -1:]
         total = length + len(self.units) - 1
-        caches = [KeyValueCache(len(place), config.kv_heads, total, config.head_width, like=prefix) for _ in blocks]
+        caches = [KeyValueCache(total) for _ in transformer.blocks]
         for cache, short in zip(caches, narrow, strict=True):
             cache.append(short.keys[place], short.values[place])
         columns = None
@@ -308,18 +317,18 @@ class LlamaGen(nn.Module):
             mask = None if state.columns is None else state.columns[..., :end]
             x = transformer.hidden(x, transformer.rotation[drawn - 1 : drawn], mask, state.caches)
         state.drawn += 1
-        logits = transformer.classify(x)
-        return self._guide(logits, self.guidance) if guided else logits[: state.batch]
+        return transformer.classify(x, self.guidance if guided else None)
 
     def logits(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
         """Guided logits of all tokens, each given the true ones before it."""
         labels, null = self._rows(conditions)
         prefix, mask = self._prefix(conditions, labels, null)
-        logits = self.transformer(prefix, mask, tokens.repeat(len(labels) // len(tokens), 1))
-        if not self.guided:
-            return logits
-        strength = [self.guidance if self._guided_at(i) else 1.0 for i in range(len(self.units))]
-        return self._guide(logits, logits.new_tensor(strength)[:, None])
+        strength = None
+        if self.guided:
+            tokens = tokens.repeat(2, 1)
+            strengths = [self.guidance if self._guided_at(i) else 1.0 for i in range(len(self.units))]
+            strength = torch.tensor(strengths, device=tokens.device)[:, None]
+        return self.transformer(prefix, mask, tokens, strength)
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
         """Images in [0, 1]."""
@@ -384,8 +393,3 @@ class LlamaGen(nn.Module):
 
     def _guided_at(self, token: int) -> bool:
         return self.guided and (self.guidance_interval < 0 or token <= self.guidance_interval + 1)
-
-    @staticmethod
-    def _guide(logits: Float[Tensor, "R T V"], strength: float | Tensor) -> Float[Tensor, "B T V"]:
-        conditional, unconditional = logits.chunk(2)
-        return unconditional + strength * (conditional - unconditional)

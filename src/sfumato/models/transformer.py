@@ -1,16 +1,21 @@
 """What the transformers of all families share."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, written in place into memory allocated once."""
+    """Keys and values of one attention layer, written in place into memory allocated once.
 
-    def __init__(self, batch: int, num_heads: int, length: int, head_width: int, like: Tensor):
-        self.keys = torch.empty(batch, num_heads, length, head_width, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
+    The memory is allocated for `length` positions when the first come, in their type: under autocast that is not the
+    type of the network's weights.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, length: int):
+        self.capacity = length
         self.length = 0
 
     @property
@@ -26,6 +31,10 @@ class KeyValueCache:
         self, keys: Float[Tensor, "B H T d"], values: Float[Tensor, "B H T d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         """Add T positions; returns all N so far (views, not copies)."""
+        if not self.length:
+            batch, num_heads, _, width = keys.shape
+            self.keys = keys.new_empty(batch, num_heads, self.capacity, width)
+            self.values = values.new_empty(batch, num_heads, self.capacity, width)
         end = self.length + keys.shape[2]
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values

@@ -298,12 +298,7 @@ class VAR(nn.Module):
         transformer, shape = self.transformer, self.tokenizer.config
         embedding = transformer.class_embedding(labels)
         modulations = transformer.modulations(embedding)
-        heads = self.config.num_heads
-        # Under autocast keys and values come in the autocast type, and so do the modulations.
-        caches = [
-            KeyValueCache(len(labels), heads, sum(self.units), self.config.width // heads, like=modulations[0])
-            for _ in transformer.blocks
-        ]
+        caches = [KeyValueCache(sum(self.units)) for _ in transformer.blocks]
         side = shape.scales[-1]
         features = embedding.new_zeros(len(conditions), shape.latent_channels, side, side)
         return VARState(scale=0, embedding=embedding, modulations=modulations, caches=caches, features=features)
