@@ -50,6 +50,18 @@ def load_head(path: str) -> nn.Sequential:
     tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in tensors.items()}
     if "0.weight" not in tensors:
         raise ValueError(f"head: {path} has no layers.0.weight; give the file of an aesthetic predictor V2")
+    try:
+        return build_head(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
+
+
+def build_head(tensors: dict[str, Tensor]) -> nn.Sequential:
+    """Five linear layers with these weights, named 0, 2, 4, 6 and 7; ImageReward ends in the same.
+
+    Raises:
+        RuntimeError: the weights are others.
+    """
     layers: list[nn.Module] = []
     before = tensors["0.weight"].shape[1]
     for number, width in enumerate(WIDTHS):
@@ -58,8 +70,5 @@ def load_head(path: str) -> nn.Sequential:
         if number < len(DROPOUTS):
             layers.append(nn.Dropout(DROPOUTS[number]))
     head = nn.Sequential(*layers)
-    try:
-        head.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
+    head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)
