@@ -3,8 +3,9 @@
     python benchmarks/phases.py emoji-var --batch 32
     python benchmarks/phases.py var-d16 --batch 4        # random weights: speed does not depend on them
 
-Prints a Markdown table: seconds, floating-point operations (counted by torch, matrix multiplications, convolutions and
-attention only), and the share of the machine's matrix-multiply peak, which is measured first; then peak memory.
+Prints a Markdown table: seconds, floating-point operations (matrix multiplications, convolutions and attention, as they
+are carried out), and the share of the machine's matrix-multiply peak; then peak memory. The peak is the best of what is
+measured before each phase, so that a moment's disturbance does not flatter the shares.
 """
 
 import platform
@@ -50,10 +51,12 @@ class Arguments:
 
 
 def random_release(name: str) -> VAR:
-    """A released generator's network with random weights."""
+    """A released VAR with random weights."""
     release = RELEASES[name]
+    if not release.is_var:
+        raise ValueError(f"model: {name} is no VAR; benchmarks/decode.py times the decoding of LlamaGen")
     with torch.no_grad():
-        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.patch_nums))
+        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.scales))
         config = VARConfig(
             depth=release.depth,
             width=64 * release.depth,
@@ -85,9 +88,27 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def attention_operations(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
+    """Operations of the two products of attention (B, heads, T, d) with (B, heads, N, d)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def attention_gradient_operations(grad: torch.Size, *shapes: torch.Size, **__: object) -> int:
+    """Two products for every product of the forward pass, and one more that is computed again."""
+    return attention_operations(*shapes[:3]) * 5 // 2
+
+
+# Torch's counter knows attention on CUDA alone.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_gradient_operations,
+}
+
+
 def operations(run: Callable[[], object]) -> float:
     """Floating-point operations of matrix products, convolutions and attention, counted in one run (the warm-up)."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     return counter.get_total_flops()
 
@@ -98,7 +119,6 @@ def main(arguments: Arguments) -> None:
     workers = join(arguments.device)
     device = workers.device
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
-    peak = matmul_peak(device, dtype)
     if arguments.model in RELEASES:
         policy = Policy(random_release(arguments.model).to(device), temperature=0.7)
     else:
@@ -139,17 +159,20 @@ def main(arguments: Arguments) -> None:
         "reference": lambda: phase(lambda: algorithm.reference.log_probs(conditions, rollout.tokens)),
         "update": lambda: algorithm.update(experience, torch.arange(batch)),
     }
+    measured, peak = {}, 0.0
+    for name, run in phases.items():
+        work = operations(run)
+        run()  # the second run still faults in memory
+        peak = max(peak, matmul_peak(device, dtype))
+        measured[name] = (seconds(run, arguments.repeats, device), work)
     print(f"{arguments.model}, batch {batch}, guidance {arguments.guidance}, {arguments.precision}, {device}: ", end="")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, ", end="")
     print(f"matrix-multiply peak {peak / 1e9:.0f} GFLOP/s\n")
     print("| phase | seconds | images/s | GFLOP | GFLOP/s | share of peak |\n|---|---|---|---|---|---|")
-    for name, run in phases.items():
-        work, took = operations(run), seconds(run, arguments.repeats, device)
-        print(
-            f"| {name} | {took:.3f} | {batch / took:.1f} | {work / 1e9:.1f} | {work / took / 1e9:.0f} | "
-            f"{work / took / peak:.0%} |",
-            flush=True,
-        )
+    for name, (took, work) in measured.items():
+        rate = work / took
+        share = f"{rate / 1e9:.0f} | {rate / peak:.0%}" if work else " | "
+        print(f"| {name} | {took:.3f} | {batch / took:.1f} | {work / 1e9:.1f} | {share} |")
     if device.type == "cuda":
         print(f"\nPeak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU")
     else:
