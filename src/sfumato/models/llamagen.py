@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sfumato.models.transformer import KeyValueCache
+from sfumato.models.transformer import KeyValueCache, project
 from sfumato.models.vq import VQModel
 from sfumato.rollout import Conditions
 
@@ -101,7 +101,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
     ) -> Float[Tensor, "R T C"]:
         num_heads, kv_heads = self.heads
-        heads = self.qkv(x).unflatten(2, (num_heads + 2 * kv_heads, -1))
+        heads = project(self.qkv, x).unflatten(2, (num_heads + 2 * kv_heads, -1))
         placed, value = heads.split((num_heads + kv_heads, kv_heads), dim=2)
         query, key = rotate(placed, rotation).transpose(1, 2).split(self.heads, dim=1)
         value = value.transpose(1, 2)
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         causal = mask is None and x.shape[1] > 1
         grouped = num_heads != kv_heads
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return project(self.proj, out.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -132,8 +132,8 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "R T C"]:
         x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        gate, up = project(self.gate_up, self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + project(self.down, F.silu(gate) * up)
 
 
 class LlamaGenTransformer(nn.Module):
@@ -200,7 +200,7 @@ class LlamaGenTransformer(nn.Module):
         if strength is not None:
             conditional, unconditional = x.chunk(2)
             x = unconditional + strength * (conditional - unconditional)
-        return self.head(x).float()
+        return project(self.head, x).float()
 
     def forward(
         self,

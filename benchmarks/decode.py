@@ -1,0 +1,216 @@
+"""Time the drawing of tokens by a LlamaGen: this package's decoder against the published one's way of working.
+
+    python benchmarks/decode.py                  # GPT-B at 256 pixels with random weights, 8 images, guidance 2
+    python benchmarks/decode.py --profile        # where the time of a step goes
+
+Both decoders have the same weights and take the likeliest token at every step, so that their tokens must agree. Work
+is what is needed: matrix products with the weights, and attention to the positions so far.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import tyro
+from phases import matmul_peak
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sfumato.models.library import imagenet_class_names
+from sfumato.models.llamagen import Block, LlamaGen, LlamaGenConfig
+from sfumato.models.vq import VQConfig, VQModel
+from sfumato.rollout import Conditions
+from sfumato.training.memory import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to time."""
+
+    depth: int = 12
+    """blocks; the defaults are GPT-B"""
+    width: int = 768
+    """width of the residual stream"""
+    num_heads: int = 12
+    """attention heads"""
+    feed_forward_width: int = 2048
+    """hidden width of the feed-forward network"""
+    grid_size: int = 16
+    """side of the token map"""
+    images: int = 8
+    """images drawn at once"""
+    guidance: float = 2.0
+    """scale of classifier-free guidance"""
+    threads: int = 2
+    """threads of torch"""
+    repeats: int = 3
+    """runs of this package's decoder after a warm-up, of which the median counts; the published one is run once"""
+    profile: bool = False
+    """print a profile of 8 steps in the middle of each decoding, and no timings"""
+
+
+def random_generator(arguments: Arguments) -> LlamaGen:
+    """A class-conditional LlamaGen with random weights; its head, which starts at zero, too."""
+    torch.manual_seed(0)
+    config = LlamaGenConfig(
+        depth=arguments.depth,
+        width=arguments.width,
+        num_heads=arguments.num_heads,
+        feed_forward_width=arguments.feed_forward_width,
+    )
+    tokenizer = VQModel(VQConfig(grid_size=arguments.grid_size))
+    generator = LlamaGen(config, tokenizer, imagenet_class_names(), arguments.guidance).eval()
+    torch.nn.init.normal_(generator.transformer.head.weight, std=0.02)
+    return generator
+
+
+class PublishedDecoder:
+    """What the published sampler does at a token, written plainly.
+
+    There is a static cache of the full length, rounded up to a multiple of 8, for the doubled batch; at every token and
+    layer all of it is copied (a repeat over key heads, by 1) and attended to under a mask, by attention in its plain
+    form: the sampler turns the fused forms off. The unconditional half is always computed.
+    """
+
+    def __init__(self, generator: LlamaGen, labels: Tensor):
+        self.transformer, config = generator.transformer, generator.config
+        self.guidance, self.num_heads = generator.guidance, config.num_heads
+        self.labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
+        self.rotation = self.transformer.positions(1)
+        length = -(-len(self.rotation) // 8) * 8
+        shape = (config.depth, len(self.labels), config.num_heads, length, config.head_width)
+        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.mask = torch.ones(length, length, dtype=torch.bool).tril()
+        self.position = torch.tensor([0])
+
+    def step(self, tokens: Tensor | None) -> Tensor:
+        """Guided logits (B, 1, V) of the next token, given the one before (None at the first)."""
+        if tokens is None:
+            x = self.transformer.class_embedding(self.labels)[:, None]
+        else:
+            x = self.transformer.token_embedding(torch.cat([tokens, tokens]))
+        for layer, block in enumerate(self.transformer.blocks):
+            assert isinstance(block, Block)
+            x = x + self.attend(block, layer, norm(x, block.attention_norm))
+            gate, up = block.gate_up.weight.chunk(2)
+            hidden = norm(x, block.feed_forward_norm)
+            x = x + block.down(F.silu(F.linear(hidden, gate)) * F.linear(hidden, up))
+        self.position = self.position + 1
+        conditional, unconditional = self.transformer.head(norm(x, self.transformer.norm)).float().chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+    def attend(self, block: Block, layer: int, x: Tensor) -> Tensor:
+        """Attention of one position over the whole cache."""
+        query, key, value = block.attention.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        query, key, value = (h.transpose(1, 2) for h in (self.rotate(query), self.rotate(key), value))
+        self.keys[layer][:, :, self.position] = key
+        self.values[layer][:, :, self.position] = value
+        keys, values = (cache[layer].repeat_interleave(1, dim=1) for cache in (self.keys, self.values))
+        mask = self.mask[self.position].expand(len(x), 1, 1, -1)
+        with sdpa_kernel(SDPBackend.MATH):
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        return block.attention.proj(out.transpose(1, 2).flatten(2))
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """The rotary embedding, pair by pair."""
+        pairs = x.float().unflatten(-1, (-1, 2))
+        cosine, sine = self.rotation[self.position][:, None].unbind(-1)
+        turned = [pairs[..., 0] * cosine - pairs[..., 1] * sine, pairs[..., 1] * cosine + pairs[..., 0] * sine]
+        return torch.stack(turned, dim=-1).flatten(-2).type_as(x)
+
+
+def norm(x: Tensor, module: torch.nn.RMSNorm) -> Tensor:
+    """RMS norm, operation by operation."""
+    wide = x.float()
+    return (wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + (module.eps or 0))).type_as(x) * module.weight
+
+
+def draw(step: Callable[[Tensor | None], Tensor], count: int) -> Tensor:
+    """The first `count` tokens, the likeliest each."""
+    tokens: list[Tensor] = []
+    for _ in range(count):
+        tokens.append(step(tokens[-1] if tokens else None).argmax(-1))
+    return torch.cat(tokens, dim=1)
+
+
+def needed_operations(generator: LlamaGen, images: int) -> float:
+    """Floating-point operations of drawing: two a weight and row, attention to the positions so far, and the head
+    once an image, since it is linear."""
+    rows = images * (2 if generator.guided else 1)
+    length = len(generator.units)
+    blocks = 2 * sum(p.numel() for p in generator.transformer.blocks.parameters()) * length
+    attention = 4 * generator.config.width * generator.config.depth * length * (length + 1) // 2
+    head = 2 * generator.transformer.head.weight.numel() * length
+    return rows * (blocks + attention) + images * head
+
+
+def profile(name: str, step: Callable[[Tensor | None], Tensor], length: int, images: int) -> None:
+    """Print the operations that 8 steps about the middle spend their time in."""
+    draw(step, length // 2)
+    token = torch.zeros(images, 1, dtype=torch.int64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(8):
+            step(token)
+    print(name, profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+
+
+@torch.no_grad()
+def main(arguments: Arguments) -> None:
+    """Time both decoders, check that they agree, print the table."""
+    torch.set_num_threads(arguments.threads)
+    generator = random_generator(arguments)
+    length, labels = len(generator.units), torch.arange(arguments.images) * 97 % 1000
+
+    def published() -> Callable[[Tensor | None], Tensor]:
+        return PublishedDecoder(generator, labels).step
+
+    def ours() -> Callable[[Tensor | None], Tensor]:
+        state = generator.start(Conditions(labels=labels, names=("",) * len(labels)))
+        return lambda tokens: generator.step(state, tokens)
+
+    if arguments.profile:
+        profile("published", published(), length, arguments.images)
+        keep_freed_memory()
+        profile("sfumato", ours(), length, arguments.images)
+        return
+    peak, work = matmul_peak(torch.device("cpu"), torch.float32), needed_operations(generator, arguments.images)
+    parameters = sum(p.numel() for p in generator.transformer.parameters())
+    print(f"{parameters / 1e6:.0f} M parameters, {arguments.images} images of {length} tokens, ", end="")
+    print(
+        f"guidance {arguments.guidance}, float32: torch {torch.__version__}, {torch.get_num_threads()} threads, ",
+        end="",
+    )
+    print(f"{platform.machine()}, matrix-multiply peak {peak / 1e9:.0f} GFLOP/s; {work / 1e9:.0f} GFLOP needed\n")
+    print(
+        "| decoder | seconds | ms a token | images/s | GFLOP/s | share of peak |\n|---|---|---|---|---|---|", flush=True
+    )
+
+    def timed(name: str, make: Callable[[], Callable[[Tensor | None], Tensor]], repeats: int) -> tuple[float, Tensor]:
+        draw(make(), 4)  # a warm-up
+        times, tokens = [], labels
+        for _ in range(repeats):
+            began = time.perf_counter()
+            tokens = draw(make(), length)
+            times.append(time.perf_counter() - began)
+        seconds = statistics.median(times)
+        print(
+            f"| {name} | {seconds:.1f} | {1000 * seconds / length:.0f} | {arguments.images / seconds:.3f} | "
+            f"{work / seconds / 1e9:.0f} | {work / seconds / peak:.0%} |",
+            flush=True,
+        )
+        return seconds, tokens
+
+    before, expected = timed("published", published, 1)
+    keep_freed_memory()  # as the command does, and the published sampler does not
+    kept, _ = timed("published, freed memory kept", published, 1)
+    after, tokens = timed("sfumato", ours, arguments.repeats)
+    same = (tokens == expected).float().mean().item()
+    print(f"\n{before / after:.1f} and {kept / after:.1f} times as fast; {same:.2%} of the tokens are the same")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
