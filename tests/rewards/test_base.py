@@ -176,7 +176,18 @@ def test_scale_offset_and_levels():
     torch.testing.assert_close(
         part.adjust(scores), torch.tensor([1.0, 2.0, 2.0, 3.0, 3.0, math.nan]), equal_nan=True, rtol=0, atol=0
     )
-    assert build_reward({"brightness?levels=0.5,1,1.5": 1.0}).parts["brightness?levels=0.5,1,1.5"].needs_thresholds
+
+
+def test_thresholds_are_the_terciles():
+    name = "brightness?levels=0.5,1,1.5"
+    reward = build_reward({name: 1.0, "brightness?levels=0,1&thresholds=0.5": 1.0, "dark": 1.0})
+    assert reward.without_thresholds() == (name,)
+    images = torch.arange(1, 8)[:, None, None, None] / 10 * torch.ones(7, 3, 4, 4)
+    conditions = tiny_conditions([0] * 7)
+    thresholds = reward.measure_thresholds(images, conditions)
+    assert thresholds == {name: pytest.approx((0.3, 0.5), abs=1e-6)}
+    levels = reward.with_thresholds({name: (0.31, 0.51)})(images, conditions)[1][name]
+    assert levels.tolist() == [0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5]
 
 
 def test_options_of_a_class(user_file: Path):

@@ -20,6 +20,7 @@ from sfumato.rewards import (
     unifiedreward,
 )
 from sfumato.rewards.base import Part, Reward, RewardError, WeightedSum
+from sfumato.rewards.compositions import COMPOSITIONS, expand
 from sfumato.rewards.names import Maker, build_part
 
 
@@ -63,7 +64,7 @@ REWARDS: dict[str, Entry] = {
 
 
 def build_reward(weights: Mapping[str, float]) -> WeightedSum:
-    """The weighted sum of rewards given by name, as `path/to/file.py:function` or by address, with their options.
+    """The weighted sum of rewards and compositions by name, `path/to/file.py:function` or address, with options.
 
     Raises:
         ValueError: none is given, or one does not exist, is misspelt, or lacks a package or weights.
@@ -73,7 +74,7 @@ def build_reward(weights: Mapping[str, float]) -> WeightedSum:
     if not any(weights.values()):
         raise ValueError(f"reward: every weight is 0; give {next(iter(weights))} another")
     known = {name: entry.make for name, entry in REWARDS.items()}
-    return WeightedSum({name: build_part(name, weight, known) for name, weight in weights.items()})
+    return WeightedSum({name: build_part(name, weight, known) for name, weight in expand(weights).items()})
 
 
-__all__ = ["REWARDS", "Entry", "Part", "Reward", "RewardError", "WeightedSum", "build_reward"]
+__all__ = ["COMPOSITIONS", "REWARDS", "Entry", "Part", "Reward", "RewardError", "WeightedSum", "build_reward"]

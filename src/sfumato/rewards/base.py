@@ -1,8 +1,8 @@
 """The protocol of a reward, and the weighted sum of several."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -55,11 +55,6 @@ class Part:
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name}: {getattr(self, name)} is not finite; give a number")
 
-    @property
-    def needs_thresholds(self) -> bool:
-        """Whether the thresholds are still to be measured."""
-        return bool(self.levels) and not self.thresholds
-
     def adjust(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Levels, scale and offset of raw scores; NaN stays NaN. Without thresholds the levels wait."""
         if self.thresholds:
@@ -90,6 +85,33 @@ class WeightedSum:
         """The weighted sum of the parts' scores; NaN where a part that counts has none."""
         counted = [part.weight * scores[name] for name, part in self.parts.items() if part.weight]
         return torch.stack(counted).sum(0) if counted else torch.zeros_like(next(iter(scores.values())))
+
+    def without_thresholds(self) -> tuple[str, ...]:
+        """Names of the parts whose thresholds are still to be measured."""
+        return tuple(name for name, part in self.parts.items() if part.levels and not part.thresholds)
+
+    def with_thresholds(self, thresholds: Mapping[str, Sequence[float]]) -> "WeightedSum":
+        """The same with the thresholds of these parts."""
+        measured = {name: replace(self.parts[name], thresholds=tuple(values)) for name, values in thresholds.items()}
+        return WeightedSum({**self.parts, **measured})
+
+    def measure_thresholds(
+        self, images: Float[Tensor, "B 3 H W"], conditions: Conditions
+    ) -> dict[str, tuple[float, ...]]:
+        """Thresholds that part the scores of these images into equally many for each level (three: at the terciles).
+
+        Raises:
+            RewardError: a part fails, or scores none of the images.
+        """
+        found = {}
+        for name in self.without_thresholds():
+            scores = score(name, self.parts[name].reward, images, conditions)
+            known = scores[~scores.isnan()]
+            if not len(known):
+                raise RewardError(f"reward {name!r} scores none of {len(images)} images; give its thresholds")
+            shares = torch.linspace(0, 1, len(self.parts[name].levels) + 1)[1:-1]
+            found[name] = tuple(known.quantile(shares.to(known)).tolist())
+        return found
 
     def check_scored(self, scores: Mapping[str, Float[Tensor, " B"]], max_unscored: float) -> None:
         """Complain about a part that has no score for more than this share of the images.

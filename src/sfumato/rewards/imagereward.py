@@ -64,7 +64,7 @@ class Loaded:
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
-        vision = self.networks["vision"]
+        vision: Any = self.networks["vision"]
         side = vision.config.image_size
         pixels = normalise(centre_crop(resize_shortest(images, side), side, side))
         return vision(pixel_values=pixels).last_hidden_state
@@ -126,7 +126,7 @@ def split_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
     return vision, text, head
 
 
-def vision_shape(tensors: dict[str, Tensor]) -> dict[str, int | float]:
+def vision_shape(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Arguments of the image encoder's config; heads are 64 wide in every published size."""
     width, _, patch, _ = tensors["embeddings.patch_embedding.weight"].shape
     side = round((tensors["embeddings.position_embedding"].shape[1] - 1) ** 0.5) * patch
@@ -141,7 +141,7 @@ def vision_shape(tensors: dict[str, Tensor]) -> dict[str, int | float]:
     }
 
 
-def text_shape(tensors: dict[str, Tensor]) -> dict[str, int | float]:
+def text_shape(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Arguments of the text encoder's config; heads are 64 wide in every published size."""
     words, width = tensors["embeddings.word_embeddings.weight"].shape
     return {

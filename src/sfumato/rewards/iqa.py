@@ -9,18 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import resize_shortest
 from sfumato.rollout import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Iqa:
-    """The metric's score; a metric of which less is better is negated. MANIQA is 0 to 1."""
+    """The metric's score; a metric of which less is better is negated.
+
+    MANIQA, 0 to 1, is the mean over twenty crops of 224 pixels at even distances; pyiqa enlarges smaller images.
+    """
 
     metric: str = "maniqa"
     """name of a no-reference metric of pyiqa"""
-    side: int = 224
-    """images whose shorter side is smaller are enlarged to this many pixels; MANIQA looks at crops of 224"""
     weights: str | None = None
     """file of the metric's weights, or owner/repository/file of the hub; pyiqa fetches them if not given"""
 
@@ -29,8 +29,6 @@ class Iqa:
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
         metric = load_metric(self.metric, self.weights)
-        if min(images.shape[-2:]) < self.side:
-            images = resize_shortest(images, self.side)
         with torch.random.fork_rng(), torch.no_grad():  # the crops of some metrics are drawn; always the same ones
             torch.manual_seed(0)
             scores = metric.to(images.device)(images.clamp(0, 1)).flatten()

@@ -23,6 +23,14 @@ class GRPOConfig:
     """sum adds the rewards, then normalises in the group; gdpo normalises each, then adds (arXiv 2601.05242)"""
     max_unscored: float = 0.1
     """share of the images of a step that a reward may leave without a score (NaN) before the run stops"""
+    held_out: tuple[str, ...] = ()
+    """rewards that are measured on fixed conditions and never optimised, against reward hacking"""
+    held_out_every: int = 10
+    """steps between these measurements"""
+    stop_when_hacking: bool = False
+    """stop when the reward rises while held-out rewards, accuracy, diversity or entropy fall; else only warn"""
+    overlap_rewards: bool = False
+    """score a batch while the next is drawn; the results are the same"""
     classes: tuple[str, ...] = ()
     """classes to train on, as names, numbers or ranges such as 0-499; all if none is given"""
     prompts: str | None = None
@@ -91,7 +99,7 @@ class GRPOConfig:
         """
         for name in ("steps", "labels_per_step", "minibatch_size", "micro_batch_size", "sample_batch_size"):
             at_least(name, getattr(self, name), 1)
-        for name in ("sample_every", "save_every", "keep_checkpoints"):
+        for name in ("sample_every", "save_every", "keep_checkpoints", "held_out_every"):
             at_least(name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate"):
             at_least(name, getattr(self, name), 0)

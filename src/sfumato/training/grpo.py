@@ -1,7 +1,10 @@
 """GRPO for image generators (Gallici & Sáez de Ocáriz Borde, 2025): the whole algorithm, top to bottom."""
 
 import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +21,8 @@ from sfumato.training.config import GRPOConfig
 from sfumato.training.distributed import Workers
 from sfumato.training.schedule import cosine_schedule
 from sfumato.training.timing import PhaseTimer
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class GRPO:
         self, config: GRPOConfig, policy: Policy, sampler: ConditionSampler, reward: WeightedSum, workers: Workers
     ):
         self.config, self.policy, self.sampler, self.reward, self.workers = config, policy, sampler, reward, workers
+        self.submit = ThreadPoolExecutor(max_workers=1).submit if config.overlap_rewards else submit_now
         self.rng = torch.Generator().manual_seed(config.seed)
         self.parameters = list(policy.generator.transformer.parameters())
         self.scorer = scoring_policy(policy, config.score_guidance)
@@ -71,7 +77,7 @@ class GRPO:
     ) -> tuple[Experience, dict[str, float]]:
         """Draw one image a condition, decode, score, and ask the reference; every worker does its share."""
         config, share = self.config, self.workers.share(len(conditions))
-        parts, part_scores, reference = [], [], []
+        parts, scoring, reference = [], [], []
         for index in torch.arange(share.start, share.stop).split(config.sample_batch_size):
             part = conditions[index]
             with timer("sample"), self.autocast():
@@ -79,12 +85,14 @@ class GRPO:
             with timer("decode"), self.autocast():
                 images = self.policy.decode(parts[-1].tokens).float()
             with timer("reward"):
-                part_scores.append(self.reward(images, part)[1])
+                scoring.append(self.submit(self.reward, images, part))
             if self.scorer is not self.policy:
                 parts[-1] = replace(parts[-1], log_probs=self.scorer.log_probs(part, parts[-1].tokens))
             with timer("reference"), self.autocast():
                 reference.append(self.reference.log_probs(part, parts[-1].tokens))
         rollout = self.workers.gather_rollout(concatenate(parts, conditions[share]), conditions)
+        with timer("reward"):
+            part_scores = [scored.result()[1] for scored in scoring]
         scores = {name: self.workers.gather(torch.cat([s[name] for s in part_scores])) for name in self.reward.parts}
         self.reward.check_scored(scores, config.max_unscored)
         total = self.reward.total(scores)
@@ -153,6 +161,13 @@ def scoring_policy(policy: Policy, guidance: float | None) -> Policy:
     if guidance is None or guidance == policy.generator.guidance:
         return policy
     return Policy(with_guidance(policy.generator, guidance), policy.temperature)
+
+
+def submit_now(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """What an executor's `submit` does, at once."""
+    done: Future[Result] = Future()
+    done.set_result(function(*arguments))
+    return done
 
 
 def frozen_copy(generator: Generator) -> Generator:

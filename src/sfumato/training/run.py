@@ -16,12 +16,13 @@ from sfumato.evaluation.accuracy import class_accuracy
 from sfumato.models.classifier import load_classifier
 from sfumato.models.library import load, load_part, save_model
 from sfumato.rewards import build_reward
-from sfumato.rollout import Conditions, Rollout
-from sfumato.training import distributed
+from sfumato.rollout import Conditions, Rollout, concatenate
+from sfumato.training import distributed, thresholds
 from sfumato.training.checkpoint import Interrupt, catch_interrupt, load_state, remove, save_state, write_atomically
 from sfumato.training.config import GRPOConfig
 from sfumato.training.curves import plot_curves
 from sfumato.training.grpo import GRPO
+from sfumato.training.held_out import REPEATS, HeldOut
 from sfumato.training.logger import MetricsFile, TrainingView, read_lines
 from sfumato.training.pictures import grid, save_png, side_by_side
 from sfumato.training.sampler import build_sampler
@@ -48,10 +49,15 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
         )
         sampler = build_sampler(config, policy.generator, workers.device)
         reward = build_reward(config.reward)
+        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)) if config.held_out else None
         algorithm = GRPO(config, policy, sampler, reward, workers)
         run = Run(config, folder, algorithm, console or Console())
         run.probe_reward()
         folder.create(config)
+        run.fix_thresholds()
+        if held_out is not None and folder.writes:
+            classifier = load_classifier()
+            run.held_out = HeldOut(algorithm.reward, held_out, classifier, folder.path / "held_out.jsonl")
         with catch_interrupt() as interrupt:
             return run.train(folder.restore(algorithm) if resume else 0, interrupt)
     finally:
@@ -66,6 +72,7 @@ class Run:
     folder: "RunFolder"
     algorithm: GRPO
     console: Console
+    held_out: HeldOut | None = None
 
     def train(self, first: int, interrupt: Interrupt) -> bool:
         """Steps `first` to the last, then the closing pictures and measurements."""
@@ -75,16 +82,22 @@ class Run:
         if first == 0:
             self.draw_samples(0)
             self.measure("before")
+            self.measure_held_out(0)
         with view.open() if workers.is_main else nullcontext():
             for step in range(first, config.steps):
                 try:
                     metrics = {"step": step + 1, **self.algorithm.step(step)}
                 except ValueError as error:
                     raise ValueError(f"step {step + 1}: {error}") from error
+                due = (step + 1) % config.held_out_every == 0 or step + 1 == config.steps
+                metrics |= self.measure_held_out(step + 1) if due else {}
                 if metrics_file is not None:
                     metrics_file.write(metrics)
                     view.show(metrics)
-                stop = workers.any(bool(interrupt))
+                signs = self.held_out.signs() if self.held_out is not None and due else []
+                if signs:
+                    view.note(f"Step {step + 1}: signs of reward hacking: the reward rose, but {'; '.join(signs)}.")
+                stop = workers.any(bool(interrupt) or (bool(signs) and config.stop_when_hacking))
                 if (step + 1) % config.sample_every == 0 or step + 1 == config.steps:
                     self.draw_samples(step + 1)
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop:
@@ -102,6 +115,29 @@ class Run:
         """Score two images before any long work, so that a broken reward is found at once."""
         conditions = self.algorithm.sampler.next(2, torch.Generator().manual_seed(0)).to(self.algorithm.workers.device)
         self.algorithm.reward(self.algorithm.policy.draw(conditions, torch.arange(2)), conditions)
+
+    def fix_thresholds(self) -> None:
+        """Measure the thresholds that quantised rewards lack, or take those that the run folder has."""
+        algorithm, path = self.algorithm, self.folder.path / "thresholds.json"
+
+        def draw() -> tuple[Tensor, Conditions]:
+            conditions = algorithm.sampler.next(thresholds.IMAGES, torch.Generator().manual_seed(self.config.seed))
+            conditions = conditions.to(algorithm.workers.device)
+            return self.draw(conditions, torch.arange(len(conditions))), conditions
+
+        algorithm.reward = thresholds.fix_thresholds(algorithm.reward, path, draw, self.folder.writes)
+
+    def measure_held_out(self, step: int) -> dict[str, float]:
+        """Held-out rewards and what else warns of hacking, on the same conditions and seeds at every step."""
+        if self.held_out is None:
+            return {}
+        conditions = self.algorithm.sampler.spread(16).repeat(REPEATS).to(self.algorithm.workers.device)
+        seeds, parts = torch.arange(len(conditions)), []
+        with self.algorithm.autocast():
+            for index in seeds.split(self.config.sample_batch_size):
+                parts.append(self.algorithm.policy.sample(conditions[index], seeds[index]))
+            images = [self.algorithm.policy.decode(part.tokens).float() for part in parts]
+        return self.held_out.measure(step, concatenate(parts, conditions), torch.cat(images))
 
     def draw_samples(self, step: int) -> None:
         """Pictures of the same conditions and seeds at every step, and how uncertain the policy is there."""

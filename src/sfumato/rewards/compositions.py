@@ -1,0 +1,65 @@
+"""Rewards of published papers as named sums: a composition's name stands for its parts in `--reward`."""
+
+from collections.abc import Mapping
+
+CONDITIONAL = {
+    "clip?scale=5": 1.0,
+    "hps?scale=5": 1.0,
+    "clip?levels=0.5,1,1.5": 1.0,
+    "hps?levels=0.5,1,1.5": 1.0,
+}
+"""AR-GRPO (Yuan et al. 2025, section 3.2): fidelity to the condition, continuous and quantised"""
+QUALITY = {"maniqa?scale=2": 1.0}
+"""AR-GRPO: quality of the image"""
+REALISM = {
+    "judge?aspect=quality&scale=0.25": 1.0,
+    "judge?aspect=real&scale=0.25": 1.0,
+    "judge?aspect=strange&scale=0.25": 1.0,
+}
+"""AR-GRPO: realism, by a vision-language model"""
+
+COMPOSITIONS: dict[str, dict[str, float]] = {
+    "ar-grpo": {**CONDITIONAL, **QUALITY, **REALISM},
+    "ar-grpo-a": CONDITIONAL,
+    "ar-grpo-b": {**CONDITIONAL, **QUALITY},
+    "ar-grpo-c": {**CONDITIONAL, **REALISM},
+    "ar-grpo-d": {**CONDITIONAL, **QUALITY, **REALISM},
+    "var-aesthetic": {"aesthetic": 1.0},
+    "var-painting": {"clip?prompt=a painting": 1.0},
+    "var-aesthetic-painting": {"aesthetic?scale=0.1": 1.0, "clip?prompt=a painting": 1.0},
+}
+"""Sums by name: AR-GRPO's eight parts and its ablations A to D, and the rewards of Gallici & Sáez de Ocáriz Borde
+(2025). The scale in the last one is ours: it makes the two spread alike."""
+
+
+def expand(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights, with every composition replaced by its parts times the composition's weight.
+
+    An option of a composition names the reward that it is for: `ar-grpo?judge.endpoint=http://127.0.0.1:8000/v1`.
+
+    Raises:
+        ValueError: an option of a composition names none of its rewards.
+    """
+    parts: dict[str, float] = {}
+    for name, weight in weights.items():
+        for part, inner in _parts(name).items():
+            parts[part] = parts.get(part, 0.0) + weight * inner
+    return parts
+
+
+def _parts(name: str) -> Mapping[str, float]:
+    composition, _, query = name.partition("?")
+    if composition not in COMPOSITIONS:
+        return {name: 1.0}
+    parts = COMPOSITIONS[composition]
+    rewards = [part.partition("?")[0] for part in parts]
+    for item in filter(None, query.split("&")):
+        reward, dot, option = item.partition(".")
+        if not dot or reward not in rewards:
+            example = f"{rewards[0]}.{option or item}"
+            raise ValueError(f"reward {name!r}: {item!r} is for none of its rewards; write {example}, for example")
+        parts = {
+            f"{part}{'&' if '?' in part else '?'}{option}" if part.partition("?")[0] == reward else part: weight
+            for part, weight in parts.items()
+        }
+    return parts

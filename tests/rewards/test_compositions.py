@@ -1,0 +1,41 @@
+"""Named sums of rewards."""
+
+import pytest
+
+from sfumato.rewards import COMPOSITIONS, REWARDS
+from sfumato.rewards.compositions import expand
+from sfumato.rewards.names import PART_OPTIONS, split_options
+
+
+def test_ar_grpo_has_the_eight_parts():
+    assert expand({"ar-grpo": 1.0}) == {
+        "clip?scale=5": 1, "hps?scale=5": 1, "clip?levels=0.5,1,1.5": 1, "hps?levels=0.5,1,1.5": 1,
+        "maniqa?scale=2": 1, "judge?aspect=quality&scale=0.25": 1, "judge?aspect=real&scale=0.25": 1,
+        "judge?aspect=strange&scale=0.25": 1,
+    }  # fmt: skip
+
+
+def test_a_composition_among_others():
+    assert expand({"var-painting": 2.0, "clip?prompt=a painting": 1.0, "dark": -1.0}) == {
+        "clip?prompt=a painting": 3,
+        "dark": -1,
+    }
+
+
+def test_options_of_parts():
+    parts = expand({"ar-grpo-c?judge.endpoint=http://127.0.0.1:8000/v1&clip.model=/models/clip": 1.0})
+    assert "clip?scale=5&model=/models/clip" in parts
+    assert "judge?aspect=real&scale=0.25&endpoint=http://127.0.0.1:8000/v1" in parts
+    assert "hps?scale=5" in parts
+    with pytest.raises(
+        ValueError, match=r"reward 'var-aesthetic\?model=x': 'model=x' is for none .* aesthetic\.model=x"
+    ):
+        expand({"var-aesthetic?model=x": 1.0})
+
+
+def test_every_part_exists_with_its_options():
+    for parts in COMPOSITIONS.values():
+        for part in parts:
+            base, _, query = part.partition("?")
+            fields = getattr(REWARDS[base].make, "__dataclass_fields__")  # noqa: B009
+            assert set(split_options(part, query)) <= {*fields, *PART_OPTIONS}
