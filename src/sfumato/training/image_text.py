@@ -24,7 +24,7 @@ HELD_OUT_EVERY = 16
 class ImageTextTraining:
     """How an image-text model is trained."""
 
-    steps: int = 3000
+    steps: int = 1000
     """optimizer steps"""
     batch_size: int = 96
     """images and captions a step, of different classes"""
