@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from sfumato.evaluation.suites import SUITES, AnySuite
 from sfumato.policy import Generator
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.rollout import Conditions
@@ -209,51 +210,31 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Class accuracy of a model's images, by the bundled classifier of emoji; a text model is asked for the names."""
+    """Measure models and images, side by side. Another suite (--suite) has other options."""
 
-    model: tyro.conf.Positional[str]
-    """bundled model, run folder or checkpoint"""
-    images: int = 1024
-    """images to draw; classes or captions in turn"""
-    prompts: str | None = None
-    """file of captions with their "class", or emoji-captions-held-out; the names of the classes if not given"""
-    seed: int = 0
-    """of the draws"""
-    temperature: float = 0.7
-    """divides the logits"""
-    guidance: float = 0.0
-    """classifier-free guidance; 0 is none"""
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """models (bundled, run folder, checkpoint, released), folders of images, .npz files; the first is compared with"""
+    suite: Annotated[AnySuite, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+    out: Path | None = None
+    """folder to write; an evaluation that was interrupted goes on there"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.data.conditions import ClassSampler
-        from sfumato.data.prompts import Prompt, PromptSampler, read_prompts
-        from sfumato.evaluation.accuracy import class_accuracy
-        from sfumato.models.classifier import load_classifier
-        from sfumato.models.library import load
-        from sfumato.models.text import load_text_encoder
-        from sfumato.training.sampler import find_prompts
+        from sfumato.evaluation.run import evaluate
+        from sfumato.evaluation.tables import metrics, number, to_markdown
+        from sfumato.training.distributed import join
 
-        policy, classifier = load(self.model, guidance=self.guidance, temperature=self.temperature), load_classifier()
-        generator = policy.generator
-        if self.prompts is not None and not generator.text_encoder:
-            raise ValueError(f"prompts: {self.model} draws classes, not captions; leave the option out")
-        if generator.text_encoder:
-            names = [Prompt(name) for name in classifier.class_names]
-            prompts = names if self.prompts is None else read_prompts(find_prompts(self.prompts))
-            reader = load_text_encoder(generator.text_encoder)
-            sampler, total = PromptSampler(prompts, reader.encode, generator.longest_caption), len(prompts)
+        console = Console()
+        results = evaluate(self.suite, self.targets, self.out, join(self.device).device, lambda line: None)
+        if len(results) == 1:
+            ((name, measurement),) = results.items()
+            line = "  ".join(f"{metric} {number(measurement[metric].value)}" for metric in metrics(results))
+            console.print(f"{line}  ({name})", highlight=False, soft_wrap=True, markup=False)
         else:
-            sampler, total = ClassSampler(generator.class_names), len(generator.class_names)
-        conditions = sampler.spread(min(total, self.images))[torch.arange(self.images) % total]
-        seeds = torch.arange(self.seed, self.seed + self.images)
-        accuracy = class_accuracy(classifier, policy.draw(conditions, seeds), conditions)
-        if accuracy is None:
-            raise ValueError(f"model: {self.model} has other classes than the bundled classifier; give an emoji model")
-        Console().print(
-            f"top-1 {accuracy.top1:.3f}  top-5 {accuracy.top5:.3f}  on {self.images} images, "
-            f"temperature {self.temperature}, guidance {self.guidance}, seed {self.seed}",
-            highlight=False,
-        )
+            console.print(to_markdown(results), highlight=False, soft_wrap=True, markup=False)
+        if self.out is not None:
+            console.print(f"{self.out}/results.md", highlight=False, soft_wrap=True)
         return FINISHED
 
 
@@ -262,7 +243,7 @@ COMMANDS = {
     "pretrain": "train a generator from scratch on images",
     "sample": "draw images from a bundled model, a run, or a released checkpoint",
     "classes": "list a model's classes",
-    "evaluate": "class accuracy of a model's images",
+    "evaluate": "measure models and images: accuracy, rewards, FID, diversity, entropy, benchmarks of prompts",
     "export": "write weights with the names of the original code",
 }
 
@@ -295,7 +276,10 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
             return None
         defaults = Pretrain(config=recipe[1], run_dir=run_dir(f"pretrain-{recipe[0]}"), data=tyro.MISSING)
         return parse_options(Pretrain, f"pretrain {recipe[0]}", rest[1:], defaults)
-    commands = {"sample": Sample, "classes": Classes, "evaluate": Evaluate, "export": Export}
+    if name == "evaluate":
+        suite, rest = choose_suite(rest)
+        return parse_options(Evaluate, name, rest, Evaluate(suite=suite, targets=()))
+    commands = {"sample": Sample, "classes": Classes, "export": Export}
     if name not in commands:
         raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
     return parse_options(commands[name], name, rest, None)
@@ -374,6 +358,23 @@ def choose_recipe(command: str, arguments: list[str], recipes: Recipes[Config]) 
     if arguments[0] not in recipes:
         raise ValueError(f"recipe: there is no {arguments[0]!r}; {suggest(arguments[0], recipes)}")
     return arguments[0], recipes[arguments[0]][1]()
+
+
+def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
+    """The suite that `--suite NAME` asks for, and the other arguments; accuracy if there is none.
+
+    Raises:
+        ValueError: there is no such suite.
+    """
+    name, rest = "accuracy", list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == "--suite" and position + 1 < len(arguments):
+            name, rest = arguments[position + 1], [*arguments[:position], *arguments[position + 2 :]]
+        elif argument.startswith("--suite="):
+            name, rest = argument.removeprefix("--suite="), [*arguments[:position], *arguments[position + 1 :]]
+    if name not in SUITES:
+        raise ValueError(f"suite: there is no {name!r}; {suggest(name, SUITES)}")
+    return SUITES[name](), rest
 
 
 def suggest(name: str, known: Mapping[str, object]) -> str:

@@ -26,6 +26,7 @@ def test_by_hand(num_classes: int, top5: float):
     # Asked for 0, 1, 2, 3; shown 0, 1, 3, and 9: two right, one near, one far.
     images = torch.tensor([0.0, 0.1, 0.3, 0.9])[:, None, None, None].expand(4, 3, 2, 2)
     accuracy = class_accuracy(classifier, images, class_conditions([0, 1, 2, 3], names))
+    assert accuracy is not None
     assert accuracy.top1 == (0.5 if num_classes == 10 else 0.75)  # of four classes, 3 is the nearest to 9
     assert accuracy.top5 == top5
 

@@ -1,9 +1,10 @@
 """Whether images still show the class that was asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.models.classifier import Classifier
@@ -19,16 +20,40 @@ class Accuracy:
 
 
 def class_accuracy(classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Accuracy | None:
-    """Agreement of a classifier with the classes asked for; None if it does not know them.
+    """Agreement of a classifier with the classes asked for; None if it does not know them."""
+    hits = class_hits(classifier, images, conditions)
+    if hits is None:
+        return None
+    return Accuracy(top1=hits[:, 0].float().mean().item(), top5=hits[:, 1].float().mean().item())
 
-    An image's class is the "class" of its prompt's metadata, or else the condition's name.
+
+def class_hits(
+    classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions
+) -> Bool[Tensor, "B 2"] | None:
+    """Whether a classifier names each image's class first, and among its first five; None if it does not know them."""
+    labels = find_labels(classifier.class_names, conditions)
+    if labels is None:
+        return None
+    with torch.no_grad():
+        return top_hits(classifier(images.cpu()), labels)
+
+
+def top_hits(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Bool[Tensor, "B 2"]:
+    """Whether each label has the largest logit, and whether it has one of the five largest."""
+    top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None].to(logits.device)
+    return torch.stack([top[:, 0], top.any(1)], dim=1).cpu()
+
+
+def find_labels(class_names: Sequence[str], conditions: Conditions) -> Int[Tensor, " B"] | None:
+    """Numbers, among these classes, of what the images should show; None if one is not among them.
+
+    An image's class is the "class" of its prompt's metadata, or else the condition's name. Where several classes have
+    one name (ImageNet has two cranes), it is the one of the condition's own label.
     """
-    numbers = {name: number for number, name in enumerate(classifier.class_names)}
+    numbers = {name: number for number, name in enumerate(class_names)}
     wanted = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
     if not all(name in numbers for name in wanted):
         return None
-    labels = torch.tensor([numbers[str(name)] for name in wanted])
-    with torch.no_grad():
-        logits = classifier(images.cpu())
-        top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return Accuracy(top1=top[:, 0].float().mean().item(), top5=top.any(1).float().mean().item())
+    own = conditions.labels.tolist()
+    same = [label < len(class_names) and class_names[label] == name for label, name in zip(own, wanted, strict=True)]
+    return torch.tensor([o if s else numbers[str(name)] for o, s, name in zip(own, same, wanted, strict=True)])

@@ -1,0 +1,49 @@
+"""What models are asked to draw in an evaluation: classes or captions."""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from sfumato.data.conditions import caption_conditions, class_conditions
+from sfumato.data.prompts import Prompt, read_prompts
+from sfumato.evaluation.targets import Drawing
+from sfumato.models.text import load_text_encoder
+from sfumato.policy import Generator
+from sfumato.rollout import Conditions
+
+
+def ask_classes(generator: Generator, drawing: Drawing, labels: Sequence[int], names: Sequence[str]) -> Conditions:
+    """Conditions for classes by label; a model that reads captions is asked for the names."""
+    if generator.text_encoder:
+        return ask_prompts(generator, drawing, [Prompt(names[label]) for label in labels])
+    return class_conditions(labels, generator.class_names)
+
+
+def ask_prompts(generator: Generator, drawing: Drawing, prompts: Sequence[Prompt]) -> Conditions:
+    """Conditions for captions, in their order.
+
+    Raises:
+        ValueError: the model draws classes.
+    """
+    if not generator.text_encoder:
+        raise ValueError("prompts: the model draws classes, not captions; leave the option out, or give another target")
+    device = next(generator.transformer.parameters()).device
+    reader = load_text_encoder(drawing.text_encoder or generator.text_encoder, device)
+    captions, metadata = [p.caption for p in prompts], [p.metadata for p in prompts]
+    return caption_conditions(captions, reader.encode, generator.longest_caption, metadata)
+
+
+def repeated(conditions: Conditions, count: int) -> Conditions:
+    """The conditions in turn until there are `count`, spread evenly over them if they are more."""
+    total = len(conditions)
+    if count < total:
+        return conditions[torch.linspace(0, total - 1, count).long()]
+    return conditions[torch.arange(count) % total]
+
+
+def prompts_of(name: str) -> list[Prompt]:
+    """The prompts of a file by path, or of a bundled one by name ("emoji-captions")."""
+    bundled = Path(str(resources.files("sfumato") / f"bundled/prompts/{name}.jsonl"))
+    return read_prompts(bundled if bundled.is_file() else name)

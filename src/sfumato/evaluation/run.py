@@ -1,0 +1,123 @@
+"""An evaluation: one suite on several targets, and the folder that it writes."""
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from sfumato.evaluation.measurement import Measurement, read_measurement, write_measurement, write_text
+from sfumato.evaluation.tables import Results, to_json, to_latex, to_markdown
+from sfumato.evaluation.targets import Target
+
+Measure = Callable[[Target], Measurement]
+"""What a suite does with one target."""
+
+
+@runtime_checkable
+class Suite(Protocol):
+    """What is measured: a frozen dataclass whose fields are the options."""
+
+    def prepare(self, device: torch.device) -> Measure:
+        """Load what is needed, and return what measures a target.
+
+        Raises:
+            ValueError: an option is wrong, or something is missing; before any long work.
+        """
+        ...
+
+
+def evaluate(
+    suite: Suite, targets: Sequence[str], out: Path | None, device: torch.device, say: Callable[[str], None]
+) -> Results:
+    """Measure all targets; with `out`, write the results there, and go on where an earlier call stopped.
+
+    `out` then has `evaluation.json` (what is measured), a folder a target (its images, and `measurement.json`), and
+    `results.json`, `results.md` and `results.tex`.
+
+    Raises:
+        ValueError: an option or a target is wrong, or `out` holds something else.
+    """
+    if not targets:
+        raise ValueError("target: none is given; name a model, a folder of images or an .npz file")
+    with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        names = label(targets)
+        found = [Target(name, folder / part, device) for name, part in zip(targets, names, strict=True)]
+        settings = {"suite": describe(suite), "targets": {t.name: t.identity() for t in found}}
+        check_folder(folder, settings)
+        measure = suite.prepare(device)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.json", json.dumps(settings, indent=1) + "\n")
+        results = {}
+        for target, name in zip(found, names, strict=True):
+            results[name] = measured(target, measure)
+            say(f"{name}: measured")
+        for file, table in (("json", to_json), ("md", to_markdown), ("tex", to_latex)):
+            write_text(folder / f"results.{file}", table(results))
+        return results
+
+
+def measured(target: Target, measure: Measure) -> Measurement:
+    """The measurement of a target, read if it is there."""
+    path = target.folder / "measurement.json"
+    if not path.is_file():
+        target.folder.mkdir(parents=True, exist_ok=True)
+        write_measurement(path, measure(target))
+    return read_measurement(path)
+
+
+def label(targets: Sequence[str]) -> list[str]:
+    """Short names of targets, different ones, that can be folders: the last parts of their paths.
+
+    Raises:
+        ValueError: a target is given twice.
+    """
+    for target in targets:
+        if targets.count(target) > 1:
+            raise ValueError(f"target: {target} is given twice; give it once")
+    parts = [[re.sub(r"[^\w.-]+", "-", part) for part in Path(t).parts if part not in ("/", "..")] for t in targets]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(p[-length:]) or "here" for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}-{'-'.join(p)}" for number, p in enumerate(parts, start=1)]
+
+
+def describe(suite: Suite) -> dict:
+    """A suite and its options as JSON holds them."""
+    assert dataclasses.is_dataclass(suite)
+    return json.loads(json.dumps({"name": type(suite).__name__, **dataclasses.asdict(suite)}, default=str))
+
+
+def check_folder(folder: Path, settings: dict) -> None:
+    """Refuse to write into another evaluation, or another thing altogether.
+
+    Raises:
+        ValueError: the message says what differs.
+    """
+    saved = folder / "evaluation.json"
+    if not saved.is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"out: {folder} is not empty and holds no evaluation; choose another --out")
+        return
+    before, now = (flat(json.loads(text)) for text in (saved.read_text(), json.dumps(settings)))
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"out: {folder} holds an evaluation with {name} {before.get(name)!r}, not {now.get(name)!r}; "
+                "choose another --out"
+            )
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested dictionaries as one, with dotted names."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found

@@ -1,0 +1,161 @@
+"""What is evaluated: a model, which draws with fixed seeds, or images that are there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number, find_images
+from sfumato.models.library import family_of, find_model, load, locate
+from sfumato.models.releases import RELEASES
+from sfumato.policy import Generator, LogitsFilter, Policy, with_guidance
+from sfumato.rollout import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How a model's authors draw from it."""
+
+    guidance: float
+    top_k: int
+    top_p: float
+
+
+INFERENCE = {
+    "var": Inference(guidance=1.5, top_k=900, top_p=0.96),
+    "llamagen": Inference(guidance=2.0, top_k=0, top_p=1.0),
+    "llamagen-text": Inference(guidance=7.5, top_k=1000, top_p=1.0),
+}
+"""Settings of published evaluations: VAR's README for its FIDs, LlamaGen's README and its `sample_t2i_ddp.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How models draw what is evaluated: the same for all targets. What is not given is as their authors draw."""
+
+    guidance: float | None = None
+    """classifier-free guidance; 0 is none"""
+    temperature: float = 1.0
+    """divides the logits"""
+    top_k: int | None = None
+    """keep the k likeliest tokens; 0 keeps all"""
+    top_p: float | None = None
+    """keep the likeliest tokens up to this probability in all; 0 keeps all"""
+    seed: int = 0
+    """the n-th image has seed + n"""
+    batch_size: int = 64
+    """images that are drawn and measured at once"""
+    weights: Path | None = None
+    """file of a released transformer"""
+    tokenizer: Path | None = None
+    """file of a released tokenizer"""
+    text_encoder: str | None = None
+    """hub id or folder of the text encoder, if not the model's own"""
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size} is too small; give at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed: {self.seed} is negative; give a number from 0 up")
+        if self.top_p is not None and not 0 <= self.top_p <= 1:
+            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature: {self.temperature} must be above 0 (1 draws from the model as it was trained)"
+            )
+
+    def inference(self, generator: Generator) -> Inference:
+        """Guidance and filter for this generator."""
+        family = family_of(generator) + ("-text" if generator.text_encoder else "")  # pyright: ignore
+        own = INFERENCE[family]
+        return Inference(
+            guidance=own.guidance if self.guidance is None else self.guidance,
+            top_k=own.top_k if self.top_k is None else self.top_k,
+            top_p=own.top_p if self.top_p is None else self.top_p,
+        )
+
+
+PLAIN = Drawing(guidance=0.0, top_k=0, top_p=0.0)
+"""Draws from the distribution itself."""
+
+Ask = Callable[[Generator, Drawing], Conditions]
+"""What a generator is asked to draw: one condition an image, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated, by name or path, and where what is made of it is kept."""
+
+    name: str
+    """run folder, checkpoint, bundled or released model; or a folder of images, or an .npz file"""
+    folder: Path
+    """of this target alone"""
+    device: torch.device
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it is images rather than a model."""
+        path = Path(self.name)
+        if path.suffix.lower() == ".npz":
+            return True
+        if self.name in RELEASES or not path.is_dir():
+            return False
+        try:
+            find_model(path)
+        except ValueError:
+            return bool(find_images(path))
+        return False
+
+    def identity(self) -> str:
+        """What changes when the target does: its path, and size and time of the file that holds it.
+
+        Raises:
+            ValueError: there is no such target.
+        """
+        if self.name in RELEASES:
+            return self.name
+        if Path(self.name).suffix.lower() == ".npz" and not Path(self.name).is_file():
+            raise ValueError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
+        path = Path(self.name) if self.has_images else locate(self.name) / "transformer.safetensors"
+        if path.is_dir():
+            return f"{path.resolve()} {len(find_images(path))} images"
+        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+
+    def policy(self, drawing: Drawing) -> tuple[Policy, LogitsFilter]:
+        """The model, ready to draw, and its filter.
+
+        Raises:
+            ValueError: the target is images, or a model that cannot be loaded.
+        """
+        if self.has_images:
+            raise ValueError(f"target: {self.name} is images, and this suite asks a model; give a model")
+        weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in RELEASES else (None, None)
+        policy = load(
+            self.name, weights=weights, tokenizer=tokenizer, temperature=drawing.temperature, device=self.device
+        )
+        settings = drawing.inference(policy.generator)
+        generator = with_guidance(policy.generator, settings.guidance)
+
+        def keep(logits: torch.Tensor) -> torch.Tensor:
+            return generator.filter(logits, settings.top_k, settings.top_p)
+
+        return Policy(generator, drawing.temperature), keep
+
+    def images(self, drawing: Drawing, ask: Ask, place: Callable[[int], str] = by_number) -> Images:
+        """The images that are there, or those that the model draws of what it is asked.
+
+        Args:
+            drawing: how a model draws.
+            ask: what a model is asked for.
+            place: path of the n-th drawn image below the target's `images`.
+
+        Raises:
+            ValueError: the target cannot be read, or does not know what it is asked for.
+        """
+        if self.has_images:
+            return ArrayImages(Path(self.name)) if Path(self.name).is_file() else StoredImages(Path(self.name))
+        policy, keep = self.policy(drawing)
+        conditions = ask(policy.generator, drawing)
+        seeds = torch.arange(drawing.seed, drawing.seed + len(conditions))
+        return DrawnImages(policy, conditions, seeds, self.folder / "images", keep, place)

@@ -1,0 +1,174 @@
+"""`sfumato evaluate`: targets, the folder it writes, going on after an interruption."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CLASS_NAMES, tiny_conditions
+
+from sfumato.cli import main
+from sfumato.evaluation.images import ArrayImages, DrawnImages, StoredImages, batches, write_image
+from sfumato.evaluation.run import label
+from sfumato.evaluation.targets import PLAIN, Target
+from sfumato.models.classifier import Classifier, ClassifierConfig
+from sfumato.models.library import load
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch) -> Classifier:
+    """A random classifier of the tiny generator's classes, in the place of the bundled one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Classifier(ClassifierConfig(num_classes=len(CLASS_NAMES), widths=(4, 6, 8)), CLASS_NAMES).eval()
+    monkeypatch.setattr("sfumato.evaluation.suites.accuracy.load_classifier", lambda: made)
+    return made
+
+
+def test_drawn_images_go_on(tiny_model: Path, tmp_path: Path):
+    conditions, seeds = tiny_conditions([0, 1, 2, 3, 4, 0, 1]), torch.arange(7)
+    whole = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "whole")
+    expected = torch.cat([images for images, _ in batches(whole, 3)])
+    drawn = load(tiny_model).draw(conditions, seeds)
+    torch.testing.assert_close(expected, drawn, rtol=0, atol=0.5 / 255 + 1e-6)  # 8 bits
+    interrupted = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "part")
+    _ = interrupted[0:2], interrupted[5:6]
+    shutil.copytree(tmp_path / "part", tmp_path / "copy")
+    resumed = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "copy")
+    for size in (1, 4):
+        assert torch.equal(torch.cat([images for images, _ in batches(resumed, size)]), expected)
+    names = [name for _, part in batches(resumed, 4) for name in part.names]
+    assert tuple(names) == conditions.names
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_array_images(tmp_path: Path, write):
+    pixels = np.random.default_rng(0).integers(0, 256, size=(7, 4, 5, 3), dtype=np.uint8)
+    write(tmp_path / "some.npz", pixels)
+    images = ArrayImages(tmp_path / "some.npz")
+    assert len(images) == 7
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    for first, last in ((0, 3), (5, 7), (2, 4), (6, 9)):  # also backwards
+        assert torch.equal(images[first:last], expected[first:last])
+
+
+def test_wrong_array(tmp_path: Path):
+    np.savez(tmp_path / "float.npz", np.zeros((2, 4, 4, 3)))
+    np.savez(tmp_path / "named.npz", other=np.zeros(2))
+    for name, reason in (("float", "it is float64"), ("named", "no item named")):
+        with pytest.raises(ValueError, match=rf"target: .*{name}.npz has no array arr_0 .*{reason}"):
+            ArrayImages(tmp_path / f"{name}.npz")
+
+
+def test_stored_images(tmp_path: Path):
+    for name, grey in (("cat/1", 0.2), ("ant/2", 0.4), ("cat/0", 0.6)):
+        write_image(tmp_path / f"{name}.png", torch.full((3, 4, 4), grey))
+    images = StoredImages(tmp_path)
+    assert images.conditions.names == ("ant", "cat", "cat")
+    assert images.conditions.labels.tolist() == [0, 1, 1]
+    assert images.conditions.captions[0] == "a photo of a ant"
+    torch.testing.assert_close(images[0:3][:, 0, 0, 0], torch.tensor([0.4, 0.6, 0.2]), rtol=0, atol=1e-6)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "cat/2.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "cat/3.png")
+    images = StoredImages(tmp_path)
+    assert (images[3:4] == 1).all()  # transparent is white
+    with pytest.raises(ValueError, match=r"cat/3.png has 6×4 pixels, 2.png has 4×4; make all of one size"):
+        _ = images[3:5]
+
+
+def test_identity_of_targets(tiny_model: Path, tmp_path: Path):
+    write_image(tmp_path / "pictures/a.png", torch.zeros(3, 4, 4))
+    model, pictures = (Target(str(p), tmp_path, torch.device("cpu")) for p in (tiny_model, tmp_path / "pictures"))
+    assert not model.has_images
+    assert pictures.has_images
+    assert pictures.identity().endswith("1 images")
+    assert "transformer.safetensors" in model.identity()
+    with pytest.raises(ValueError, match="is images, and this suite asks a model"):
+        pictures.policy(PLAIN)
+    for name in ("nothing", str(tmp_path / "nothing.npz")):
+        with pytest.raises(ValueError, match="nothing"):
+            Target(name, tmp_path, torch.device("cpu")).identity()
+
+
+def test_labels():
+    assert label(["emoji-var", "runs/a", "/x/runs/b"]) == ["emoji-var", "a", "b"]
+    assert label(["one/model", "two/model"]) == ["one-model", "two-model"]
+    with pytest.raises(ValueError, match="target: a is given twice"):
+        label(["a", "b", "a"])
+
+
+def test_evaluation(capsys: Capture, classifier: Classifier, tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(tiny_model), "--images", "12", "--out", str(out), "--device", "cpu"]
+    assert main(arguments) == 0
+    first = capsys.readouterr().out
+    assert first.startswith("top-1 0.")
+    name = tiny_model.name
+    results = json.loads((out / "results.json").read_text())
+    assert results[name]["top-1"]["parts"] == 12
+    assert (out / f"{name}/images/000011.png").is_file()
+    # Again: nothing is drawn; the same is said.
+    (out / f"{name}/images/000003.png").unlink()
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert not (out / f"{name}/images/000003.png").exists()
+    # Without the measurement only what is missing is drawn.
+    (out / f"{name}/measurement.json").unlink()
+    time = (out / f"{name}/images/000004.png").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == first
+    assert (out / f"{name}/images/000004.png").stat().st_mtime_ns == time
+    # Another evaluation does not go there.
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds an evaluation with suite.drawing.seed 0, not 1; choose another --out" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert main([*arguments[:-3], str(tmp_path / "full")]) == 2
+    assert "is not empty and holds no evaluation" in capsys.readouterr().err
+
+
+def test_several_targets(capsys: Capture, classifier: Classifier, tiny_model: Path, tmp_path: Path):
+    assert main(["evaluate", str(tiny_model), "--images", "12", "--out", str(tmp_path / "a"), "--device", "cpu"]) == 0
+    line = capsys.readouterr().out
+    folder = tmp_path / "by-class"
+    for number, file in enumerate(sorted((tmp_path / f"a/{tiny_model.name}/images").iterdir())):
+        place = folder / CLASS_NAMES[number % 5] / file.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    out = tmp_path / "b"
+    assert main(["evaluate", str(tiny_model), str(folder), "--images", "12", "--out", str(out), "--device", "cpu"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    ours, stored = results[tiny_model.name], results["by-class"]
+    assert f"top-1 {ours['top-1']['value']:.3f}" in line
+    # The same images in another order.
+    assert stored["top-1"]["value"] == pytest.approx(ours["top-1"]["value"])
+    assert stored["top-1"]["difference"] == pytest.approx(0)
+    low, high = stored["top-1"]["difference_interval"]
+    assert low <= 0 <= high
+    assert "\\begin{tabular}{lrr}" in (out / "results.tex").read_text()
+    assert (out / "results.md").read_text().splitlines()[0] == f"|  | {tiny_model.name} | by-class |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "target: none is given"),
+        (["MODEL", "--suite", "acuracy"], "suite: there is no 'acuracy'; did you mean accuracy"),
+        (["MODEL", "--images", "0"], "images: 0 is too small"),
+        (["MODEL", "--top-p", "2"], "top_p: 2.0 is not between 0 and 1"),
+        (["MODEL", "--temperature", "0"], "temperature: 0.0 must be above 0"),
+        (["MODEL", "--seed", "-1"], "seed: -1 is negative"),
+        (["MODEL", "nothing"], "model: 'nothing' is neither"),
+        (["MODEL", "--prompts", "emoji-captions"], "prompts: the model draws classes, not captions"),
+    ],
+)
+def test_wrong_evaluations(capsys: Capture, tiny_model: Path, arguments: list[str], message: str):
+    assert main(["evaluate", *[str(tiny_model) if a == "MODEL" else a for a in arguments]]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

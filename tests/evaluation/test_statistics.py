@@ -1,0 +1,106 @@
+"""Every statistic against an independent implementation, to 1e-4 relative."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from sfumato.evaluation import statistics
+from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
+
+rng = torch.Generator().manual_seed(0)
+REAL = torch.randn(300, 24, generator=rng) @ torch.randn(24, 24, generator=rng)
+FAKE = torch.randn(260, 24, generator=rng) @ torch.randn(24, 24, generator=rng) * 0.8 + 0.3
+LOG_PROBS = (3 * torch.randn(203, 17, generator=rng)).log_softmax(1)
+
+
+@pytest.fixture(params=[7, 64, 2048])
+def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows read at once; the results do not depend on it."""
+    monkeypatch.setattr(statistics, "ROWS", request.param)
+    return request.param
+
+
+def test_moments(rows: int):
+    moments = Moments.of(REAL)
+    whole = REAL.double().numpy()
+    assert moments.count == len(REAL)
+    np.testing.assert_allclose(moments.mean, whole.mean(0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(moments.covariance, np.cov(whole, rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def scipy_frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """As the original code of FID."""
+    c, d = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    root = scipy.linalg.sqrtm(c @ d)
+    return float(np.square(one.mean(0) - other.mean(0)).sum() + np.trace(c + d - 2 * np.real(root)))
+
+
+def test_frechet_distance(rows: int):
+    expected = scipy_frechet(REAL.double().numpy(), FAKE.double().numpy())
+    assert frechet_distance(Moments.of(REAL), Moments.of(FAKE)) == pytest.approx(expected, rel=1e-8)
+    assert frechet_distance(Moments.of(REAL), Moments.of(REAL)) == pytest.approx(0, abs=1e-8)
+
+
+def test_frechet_distance_of_fewer_images_than_features():
+    few, many = REAL[:10], FAKE[:15]
+    # By hand: the trace of the root is the sum of the singular values of the product of the two centred sets.
+    centred = [(x - x.mean(0)).double() / (len(x) - 1) ** 0.5 for x in (few, many)]
+    trace = torch.linalg.svdvals(centred[0] @ centred[1].T).sum()
+    expected = (few.mean(0) - many.mean(0)).double().square().sum() + sum(c.square().sum() for c in centred) - 2 * trace
+    assert frechet_distance(Moments.of(few), Moments.of(many)) == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="images: 1 is too few for a covariance; give at least 2"):
+        frechet_distance(Moments.of(few[:1]), Moments.of(many))
+
+
+def test_inception_score(rows: int):
+    probabilities = LOG_PROBS.double().exp().numpy()
+    expected = []
+    for part in np.array_split(probabilities, 10):
+        kl = part * (np.log(part) - np.log(part.mean(0)))
+        expected.append(np.exp(kl.sum(1).mean()))
+    np.testing.assert_allclose(inception_score(LOG_PROBS), expected, rtol=1e-9)
+    assert len(inception_score(LOG_PROBS[:4])) == 4
+    # Sure and different: as many as there are classes; all alike: 1.
+    sure = torch.full((6, 6), -torch.inf).fill_diagonal_(0)
+    assert inception_score(sure, splits=1).item() == pytest.approx(6)
+    assert inception_score(LOG_PROBS[:1].expand(5, -1), splits=1).item() == pytest.approx(1)
+
+
+def numpy_distances(one: Tensor, other: Tensor) -> np.ndarray:
+    a, b = one.double().numpy(), other.double().numpy()
+    return np.sqrt(np.square(a[:, None] - b[None]).sum(-1))
+
+
+def test_precision_and_recall(rows: int):
+    real, fake = REAL[:90], FAKE[:70]
+    by_hand = np.sort(numpy_distances(real, real), axis=1)[:, 3]  # the first is the row's own
+    np.testing.assert_allclose(radii(real), by_hand, rtol=1e-9)
+    expected = (numpy_distances(fake, real) <= by_hand).any(1)
+    assert 0 < expected.mean() < 1
+    assert inside(fake, real, radii(real)).tolist() == expected.tolist()
+    assert inside(real, real, radii(real)).all()
+    with pytest.raises(ValueError, match="images: 3 is too few for 3 neighbours; give at least 4"):
+        radii(real[:3])
+
+
+def test_precision_and_recall_against_prdc():
+    prdc = pytest.importorskip("prdc")
+    expected = prdc.compute_prdc(REAL.double().numpy(), FAKE.double().numpy(), nearest_k=3)
+    assert inside(FAKE, REAL, radii(REAL)).double().mean().item() == pytest.approx(expected["precision"])
+    assert inside(REAL, FAKE, radii(FAKE)).double().mean().item() == pytest.approx(expected["recall"])
+
+
+def test_equal_features_are_neighbours():
+    """Two equal images are at distance 0 of each other: only a row itself is left out."""
+    rows = torch.tensor([[0.0], [0.0], [1.0], [3.0]])
+    assert radii(rows, k=1).tolist() == [0, 0, 1, 2]
+
+
+def test_class_distances():
+    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [0.0, 0.0], [9.0, 9.0]])
+    labels = torch.tensor([2, 2, 0, 2, 1])
+    # Class 2 alone has several: distances 5, 0 and 5.
+    assert class_distances(features, labels).tolist() == pytest.approx([10 / 3])
+    assert len(class_distances(features, torch.arange(5))) == 0
