@@ -16,6 +16,7 @@ from sfumato.rewards import (
     ocr,
     pickscore,
     pixels,
+    remote,
     safety,
     unifiedreward,
 )
@@ -59,6 +60,7 @@ REWARDS: dict[str, Entry] = {
     "emoji-clip": Entry(emoji_clip.EmojiClip, "-1 to 1"),
     "ocr": Entry(ocr.Ocr, "0 to 1", "ocr"),
     "safety": Entry(safety.Safety, "-1 to 0", "safety"),
+    "http": Entry(remote.Remote, "of the reward that is served"),
 }
 """Rewards by name."""
 

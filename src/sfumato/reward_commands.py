@@ -1,0 +1,179 @@
+"""The commands about rewards: list them, score images, serve one."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from sfumato.rewards import COMPOSITIONS, REWARDS, Entry, WeightedSum, build_reward
+from sfumato.rewards.needs import EXTRAS
+from sfumato.rollout import Conditions
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """List all rewards: what they return, what they need, and whether that is here."""
+
+    def __call__(self) -> int:
+        table = Table("reward", "range", "needs", "weights", "on this machine", box=None, header_style="bold")
+        for name, entry in REWARDS.items():
+            needs = f"sfumato[{entry.extra}]" if entry.extra else ""
+            table.add_row(name, entry.range, needs.replace("[", "\\["), entry.weights, readiness(entry))
+        console = Console()
+        console.print(table)
+        console.print("\nSums of rewards:\n", highlight=False)
+        for name, parts in COMPOSITIONS.items():
+            console.print(f"  {name}: {' + '.join(parts)}", highlight=False, markup=False, soft_wrap=True)
+        return 0
+
+
+def readiness(entry: Entry) -> str:
+    """Whether a reward's packages and weights are here."""
+    missing = [module for module in EXTRAS.get(entry.extra, ()) if importlib.util.find_spec(module) is None]
+    if missing:
+        return f"pip install 'sfumato\\[{entry.extra}]'"
+    if "/" in entry.weights:
+        from huggingface_hub import scan_cache_dir
+        from huggingface_hub.errors import CacheNotFound
+
+        try:
+            cached = entry.weights in {repository.repo_id for repository in scan_cache_dir().repos}
+        except CacheNotFound:
+            cached = False
+        return "ready" if cached else "weights are fetched at first use"
+    return "ready" if not entry.weights else "ready, weights apart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Score image files, or all images in folders."""
+
+    reward: tyro.conf.Positional[str]
+    """name with options, path/to/file.py:function, or the address of a server"""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """image files and folders"""
+    caption: str | None = None
+    """what the images should show; the name of each one's folder if not given"""
+    label: int = 0
+    """class number, for rewards that read it"""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """print JSON, not a table"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __call__(self) -> int:
+        from sfumato.training.distributed import join
+
+        files = find_pictures(self.images)
+        reward, device = build_reward({self.reward: 1.0}), join(self.device).device
+        rows = [
+            (str(path), None if score != score else score)
+            for path, score in score_files(reward, files, self.caption, self.label, device)
+        ]
+        if self.json:
+            print(json.dumps([{"image": path, "score": score} for path, score in rows], indent=1))  # noqa: T201
+            return 0
+        table = Table("image", "score", box=None, header_style="bold")
+        for path, score in rows:
+            table.add_row(path, "none" if score is None else f"{score:.4f}")
+        Console().print(table)
+        return 0
+
+
+def find_pictures(paths: tuple[Path, ...]) -> list[Path]:
+    """The image files among the paths and in the folders among them, sorted within a folder.
+
+    Raises:
+        ValueError: a path is not there, or there is no image at all.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"images: {path} is not there; give image files or folders")
+    if not files:
+        raise ValueError(f"images: no {', '.join(PICTURES)} in {', '.join(map(str, paths)) or 'nothing'}; give some")
+    return files
+
+
+def score_files(
+    reward: WeightedSum, files: list[Path], caption: str | None, label: int, device: torch.device, batch_size: int = 32
+) -> Iterator[tuple[Path, float]]:
+    """Every file and its score, NaN for none; neighbours of equal size are scored together."""
+    for _, neighbours in groupby(files, picture_size):
+        same = list(neighbours)
+        for first in range(0, len(same), batch_size):
+            batch = same[first : first + batch_size]
+            images = torch.stack([read_picture(path) for path in batch]).to(device)
+            captions = tuple(caption if caption is not None else path.parent.name for path in batch)
+            labels = torch.full((len(batch),), label, device=device)
+            total, _ = reward(images, Conditions(labels=labels, names=captions, captions=captions))
+            yield from zip(batch, total.tolist(), strict=True)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except OSError as error:
+        raise ValueError(f"images: {path} cannot be read ({error}); leave it out") from error
+
+
+def read_picture(path: Path) -> torch.Tensor:
+    """A picture (3, H, W) in [0, 1]."""
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve a reward over HTTP from this environment; http://HOST:PORT is then a reward elsewhere."""
+
+    reward: tyro.conf.Positional[str]
+    """name with options, or path/to/file.py:function"""
+    host: str = "127.0.0.1"
+    """address to listen on; one that others can reach needs a token in SFUMATO_REWARD_TOKEN"""
+    port: int = 8100
+    """port to listen on"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __call__(self) -> int:
+        from sfumato.rewards.server import check_host, serve
+        from sfumato.training.distributed import join
+
+        token = os.environ.get("SFUMATO_REWARD_TOKEN", "")
+        check_host(self.host, token)
+        (name, part), *others = build_reward({self.reward: 1.0}).parts.items()
+        if others:
+            raise ValueError(f"reward: {self.reward} is a sum; serve its rewards one by one")
+        if part.levels and not part.thresholds:
+            raise ValueError(f"reward: {name} has no thresholds; give them, or put the levels where it is used")
+        Console().print(f"{name}: http://{self.host}:{self.port}", highlight=False, soft_wrap=True)
+        serve(name, part, host=self.host, port=self.port, token=token, device=str(join(self.device).device))
+        return 0
+
+
+COMMANDS = {
+    "rewards": (Rewards, "list the rewards, and which are ready on this machine"),
+    "score": (Score, "score image files with a reward"),
+    "serve": (Serve, "serve a reward over HTTP from its own environment"),
+}
+"""Commands by name, each with one line of help."""
