@@ -1,9 +1,10 @@
 """What the transformers of all families share."""
 
+import pytest
 import torch
 from tiny import tiny_conditions, tiny_llamagen, tiny_var
 
-from sfumato.models.transformer import KeyValueCache
+from sfumato.models.transformer import FEW_ROWS, PIECE, KeyValueCache, project
 
 
 def test_cache_by_hand():
@@ -43,3 +44,29 @@ def test_cache_has_the_type_of_what_comes():
                     state = generator.start(tiny_conditions([0, 1]))
                     generator.step(state, None)  # pyright: ignore[reportArgumentType]
                 assert {(c.keys.dtype, c.values.dtype) for c in state.caches} == {(dtype, dtype)}
+
+
+@pytest.mark.parametrize("outputs", [PIECE, 3 * PIECE, PIECE + 8])
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (FEW_ROWS + 1, 1), (2, 3)])
+def test_product_piece_by_piece_is_the_product(outputs: int, rows: int, positions: int):
+    layer = torch.nn.Linear(24, outputs, bias=False).double()
+    x = torch.randn(rows, positions, 24, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(rows, positions, outputs, dtype=torch.float64)
+    torch.testing.assert_close(project(layer, x), layer(x), rtol=0, atol=1e-12)
+    ours, theirs = (
+        torch.autograd.grad((out * weight).sum(), (x, layer.weight)) for out in (project(layer, x), layer(x))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_product_in_pieces_is_taken_for_a_step(monkeypatch: pytest.MonkeyPatch):
+    layer, calls = torch.nn.Linear(24, 2 * PIECE, bias=False), []
+    plain = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *inputs: (calls.append(inputs[0].shape), plain(*inputs))[1])
+    project(layer, torch.randn(6, 1, 24))
+    assert calls == [(2, 6, 24)]
+    project(layer, torch.randn(6, 2, 24))
+    project(layer, torch.randn(FEW_ROWS + 1, 1, 24))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert project(layer, torch.randn(6, 1, 24)).dtype == torch.bfloat16
+    assert len(calls) == 1
