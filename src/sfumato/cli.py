@@ -1,6 +1,7 @@
 """The `sfumato` command."""
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import sys
@@ -16,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from sfumato.evaluation.suites import SUITES, AnySuite
+from sfumato import reward_commands
+from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
 from sfumato.policy import Generator
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.rollout import Conditions
@@ -245,6 +247,7 @@ COMMANDS = {
     "classes": "list a model's classes",
     "evaluate": "measure models and images: accuracy, rewards, FID, diversity, entropy, benchmarks of prompts",
     "export": "write weights with the names of the original code",
+    **{name: line for name, (_, line) in reward_commands.COMMANDS.items()},
 }
 
 
@@ -280,6 +283,7 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
         suite, rest = choose_suite(rest)
         return parse_options(Evaluate, name, rest, Evaluate(suite=suite, targets=()))
     commands = {"sample": Sample, "classes": Classes, "export": Export}
+    commands |= {name: command for name, (command, _) in reward_commands.COMMANDS.items()}
     if name not in commands:
         raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
     return parse_options(commands[name], name, rest, None)
@@ -366,15 +370,29 @@ def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
     Raises:
         ValueError: there is no such suite.
     """
-    name, rest = "accuracy", list(arguments)
-    for position, argument in enumerate(arguments):
-        if argument == "--suite" and position + 1 < len(arguments):
-            name, rest = arguments[position + 1], [*arguments[:position], *arguments[position + 2 :]]
-        elif argument.startswith("--suite="):
-            name, rest = argument.removeprefix("--suite="), [*arguments[:position], *arguments[position + 1 :]]
+    name, rest = take_option("suite", "accuracy", arguments)
     if name not in SUITES:
         raise ValueError(f"suite: there is no {name!r}; {suggest(name, SUITES)}")
-    return SUITES[name](), rest
+    suite = SUITES[name]()
+    if isinstance(suite, GuidanceSweep):
+        name, rest = take_option("of", "accuracy", rest)
+        inner = SUITES[name]() if name in SUITES else suite
+        if isinstance(inner, GuidanceSweep):
+            known = [known for known, kind in SUITES.items() if kind is not GuidanceSweep]
+            raise ValueError(f"of: there is no suite {name!r} to sweep; give one of {', '.join(known)}")
+        suite = dataclasses.replace(suite, of=inner)
+    return suite, rest
+
+
+def take_option(name: str, default: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of `--name VALUE` or `--name=VALUE`, and the other arguments."""
+    value, rest = default, list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == f"--{name}" and position + 1 < len(arguments):
+            value, rest = arguments[position + 1], [*arguments[:position], *arguments[position + 2 :]]
+        elif argument.startswith(f"--{name}="):
+            value, rest = argument.removeprefix(f"--{name}="), [*arguments[:position], *arguments[position + 1 :]]
+    return value, rest
 
 
 def suggest(name: str, known: Mapping[str, object]) -> str:

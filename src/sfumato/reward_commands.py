@@ -28,11 +28,10 @@ class Rewards:
     """List all rewards: what they return, what they need, and whether that is here."""
 
     def __call__(self) -> int:
-        table = Table("reward", "range", "needs", "weights", "on this machine", box=None, header_style="bold")
+        table = Table("reward", "range", "extra", "weights", "on this machine", box=None, header_style="bold")
         for name, entry in REWARDS.items():
-            needs = f"sfumato[{entry.extra}]" if entry.extra else ""
-            table.add_row(name, entry.range, needs.replace("[", "\\["), entry.weights, readiness(entry))
-        console = Console()
+            table.add_row(name, entry.range, entry.extra, entry.weights, readiness(entry))
+        console = Console() if Console().is_terminal else Console(width=160)
         console.print(table)
         console.print("\nSums of rewards:\n", highlight=False)
         for name, parts in COMPOSITIONS.items():
@@ -53,7 +52,7 @@ def readiness(entry: Entry) -> str:
             cached = entry.weights in {repository.repo_id for repository in scan_cache_dir().repos}
         except CacheNotFound:
             cached = False
-        return "ready" if cached else "weights are fetched at first use"
+        return "ready" if cached else "fetched at first use"
     return "ready" if not entry.weights else "ready, weights apart"
 
 

@@ -1,0 +1,69 @@
+"""The commands that list rewards, score images and serve a reward."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.cli import main
+from sfumato.rewards import COMPOSITIONS, REWARDS
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two pictures in folders named after what they show, of different sizes."""
+    for name, colour, size in (("ant", (255, 255, 255), (8, 8)), ("bee", (0, 0, 0), (6, 4))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", size, colour).save(tmp_path / name / "picture.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_every_reward_is_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["rewards"]) == 0
+    text = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert set(REWARDS) <= set(lines)
+    assert lines["brightness"].split() == ["brightness", "0", "to", "1", "ready"]
+    assert all(f"  {name}: " in text for name in COMPOSITIONS)
+
+
+def test_scores_as_a_table_and_as_json(pictures: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["score", "brightness", str(pictures)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == ["1.0000", "0.0000"]
+    assert main(["score", "brightness?scale=-1&offset=1", str(pictures / "bee/picture.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"image": str(pictures / "bee/picture.png"), "score": 1.0}]
+
+
+def test_captions_and_labels(pictures: Path, capsys: pytest.CaptureFixture[str]):
+    (pictures / "r.py").write_text(
+        "import torch\n"
+        "def length(images, conditions):\n"
+        "    return torch.tensor([len(caption) for caption in conditions.captions]) + conditions.labels.cpu()\n"
+    )
+    for options, expected in (([], [3.0, 3.0]), (["--caption", "an insect", "--label", "100"], [109.0, 109.0])):
+        assert main(["score", f"{pictures}/r.py:length", str(pictures), "--json", *options]) == 0
+        assert [row["score"] for row in json.loads(capsys.readouterr().out)] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "brightness", "{folder}/none"], "images: {folder}/none is not there; give image files or folders"),
+        (["score", "brightness", "{folder}/notes.txt"], "images: {folder}/notes.txt cannot be read"),
+        (["score", "bright", "{folder}/empty"], "images: no .png, .jpg, .jpeg, .webp, .bmp in {folder}/empty; give"),
+        (["score", "brigthness", "{folder}"], "reward: there is no 'brigthness'; did you mean brightness or"),
+        (["serve", "brightness", "--host", "0.0.0.0"], "host: 0.0.0.0 can be reached from outside; set SFUMATO_RE"),
+        (["serve", "brightness?levels=0,1"], "reward: brightness?levels=0,1 has no thresholds; give them"),
+    ],
+)
+def test_errors(pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str):
+    (pictures / "empty").mkdir()
+    assert main([argument.format(folder=pictures) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sfumato: " + message.format(folder=pictures))
+    assert error.count("\n") == 1
+    assert torch.is_grad_enabled()
