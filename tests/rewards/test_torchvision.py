@@ -1,0 +1,116 @@
+"""Rewards that need torchvision, and preprocessing against open_clip's: run where these packages are."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from photographs import as_tensor
+from PIL import Image
+from tiny import tiny_conditions
+
+from sfumato.rewards import build_reward
+from sfumato.rollout import Conditions
+
+torchvision = pytest.importorskip("torchvision")
+
+
+def test_hps_of_photographs_as_open_clip(clip_folder: Path, photographs: list[Image.Image], tmp_path: Path):
+    """The same checkpoint in open_clip with its own processor, and here: cosines differ by less than 1e-3."""
+    open_clip = pytest.importorskip("open_clip")
+    transformers = pytest.importorskip("transformers")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.CLIP(
+            48,
+            {"image_size": 224, "layers": 2, "width": 64, "head_width": 16, "patch_size": 32},
+            {"context_length": 16, "vocab_size": 190, "width": 64, "heads": 4, "layers": 2},
+        ).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name != "logit_scale":
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "hps.pt")
+    process = open_clip.image_transform(
+        224, is_train=False, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder)
+    reward, found = build_reward({f"hps?weights={tmp_path}/hps.pt&base={clip_folder}": 1.0}), []
+    for picture in photographs:
+        conditions = Conditions(labels=torch.zeros(1, dtype=torch.long), names=("cat",), captions=("a photo of a cat",))
+        tokens = tokenizer(["a photo of a cat"], padding="max_length", max_length=16, return_tensors="pt").input_ids
+        with torch.no_grad():
+            image = model.encode_image(process(picture)[None], normalize=True)
+            expected = (image @ model.encode_text(tokens, normalize=True).T).item()
+        found.append(reward(as_tensor(picture), conditions)[0].item())
+        assert found[-1] == pytest.approx(expected, abs=1e-3)
+    assert max(found) - min(found) > 0.01
+
+
+def test_cosine_of_photographs_as_the_torchvision_processor(clip_folder: Path, photographs: list[Image.Image]):
+    transformers = pytest.importorskip("transformers")
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(clip_folder, backend="torchvision")
+    tokens = transformers.AutoTokenizer.from_pretrained(clip_folder)(["a cat"], return_tensors="pt")
+    reward = build_reward({f"clip?model={clip_folder}&prompt=a cat": 1.0})
+    for picture in photographs:
+        with torch.no_grad():
+            outputs = model(**tokens, **processor(images=picture, return_tensors="pt"))
+        expected = (outputs.image_embeds @ outputs.text_embeds.T).item()
+        assert reward(as_tensor(picture), tiny_conditions([0]))[0].item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_resnet50_of_photographs(photographs: list[Image.Image], tmp_path: Path):
+    """Random weights, with the preprocessing that torchvision gives for IMAGENET1K_V2."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = torchvision.models.resnet50().eval()
+        with torch.no_grad():
+            network.fc.weight.mul_(20)  # so that images differ
+    torch.save(network.state_dict(), tmp_path / "resnet50.pth")
+    process = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
+    reward = build_reward({f"classifier?weights={tmp_path}/resnet50.pth": 1.0})
+    for picture in photographs:
+        with torch.no_grad():
+            expected = network(process(picture)[None]).log_softmax(1)[0, 3].item()
+        found = reward(as_tensor(picture), tiny_conditions([3]))[0].item()
+        assert found == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_metrics_of_pyiqa(photographs: list[Image.Image]):
+    """PIQE needs no weights; less is better there, so that it is negated. A batch scores as its images alone."""
+    pyiqa = pytest.importorskip("pyiqa")
+    images = torch.cat([as_tensor(picture.resize((128, 128))) for picture in photographs])
+    conditions = tiny_conditions([0, 1, 2])
+    reward = build_reward({"maniqa?metric=piqe": 1.0})
+    scores = reward(images, conditions)[0]
+    torch.testing.assert_close(scores, -pyiqa.create_metric("piqe", device="cpu")(images).flatten(), rtol=0, atol=1e-3)
+    alone = torch.cat([reward(images[n : n + 1], conditions[n : n + 1])[0] for n in range(3)])
+    torch.testing.assert_close(scores, alone, rtol=0, atol=1e-3)
+    assert scores.std() > 0.1
+    with pytest.raises(ValueError, match=r"metric: pyiqa has no 'psnr' without a reference; give one of .*maniqa"):
+        build_reward({"maniqa?metric=psnr": 1.0})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maniqa_is_deterministic(monkeypatch: pytest.MonkeyPatch):
+    """The real network with random weights and few crops; its ViT backbone is not fetched."""
+    pytest.importorskip("pyiqa")
+    import timm
+    from pyiqa.archs import maniqa_arch
+
+    from sfumato.rewards.iqa import load_metric
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
+    monkeypatch.setattr(maniqa_arch, "load_pretrained_network", lambda *args, **options: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        metric = load_metric("maniqa", None)
+    metric.net.test_sample = 1
+    images = torch.rand(2, 3, 240, 240, generator=torch.Generator().manual_seed(0))
+    reward, conditions = build_reward({"maniqa": 1.0}), tiny_conditions([0, 1])
+    first = reward(images, conditions)[0]
+    assert torch.equal(reward(images, conditions)[0], first)
+    torch.testing.assert_close(reward(images[1:], conditions[1:])[0], first[1:], rtol=0, atol=1e-4)
+    load_metric.cache_clear()
