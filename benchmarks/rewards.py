@@ -1,0 +1,47 @@
+"""Scores per second of every reward that runs without a download, in batches and one at a time.
+
+python benchmarks/rewards.py [--images 32] [--side 64]
+"""
+
+import argparse
+import time
+
+import torch
+
+from sfumato.rewards import Reward, build_reward
+from sfumato.rollout import Conditions
+
+NAMES = (
+    "brightness", "colorfulness", "saturation", "jpeg-size", "emoji-clip", "classifier?network=efficientnet-lite0",
+    "safety", "ocr?text=hello",
+)  # fmt: skip
+
+
+def seconds(reward: Reward, images: torch.Tensor, conditions: Conditions, batch: int) -> float:
+    """Time for all images in batches of this size; the images are copied, so that nothing is remembered."""
+    parts = [(images[i].clone(), conditions[i]) for i in torch.arange(len(images)).split(batch)]
+    began = time.perf_counter()
+    for part in parts:
+        reward(*part)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--side", type=int, default=64)
+    arguments = parser.parse_args()
+    count = arguments.images
+    images = torch.rand(count, 3, arguments.side, arguments.side, generator=torch.Generator().manual_seed(0))
+    conditions = Conditions(labels=torch.arange(count), names=("a cat",) * count)
+    print(f"{count} images of {arguments.side} pixels, {torch.get_num_threads()} threads: scores a second")
+    for name in NAMES:
+        reward = next(iter(build_reward({name: 1.0}).parts.values())).reward
+        seconds(reward, images[:1], conditions[:1], 1)
+        batched = count / seconds(reward, images, conditions, count)
+        single = count / seconds(reward, images, conditions, 1)
+        print(f"{name:40} batched {batched:10.1f}   one at a time {single:10.1f}   {batched / single:5.1f} ×")
+
+
+if __name__ == "__main__":
+    main()
