@@ -229,8 +229,8 @@ class Evaluate:
 
         console = Console()
         results = evaluate(self.suite, self.targets, self.out, join(self.device).device, lambda line: None)
-        if len(results) == 1:
-            ((name, measurement),) = results.items()
+        name, measurement = next(iter(results.items()))
+        if len(results) == 1 and len(measurement) < 6:
             line = "  ".join(f"{metric} {number(measurement[metric].value)}" for metric in metrics(results))
             console.print(f"{line}  ({name})", highlight=False, soft_wrap=True, markup=False)
         else:

@@ -23,8 +23,8 @@ Measure = Callable[[Target], Measurement]
 class Suite(Protocol):
     """What is measured: a frozen dataclass whose fields are the options."""
 
-    def prepare(self, device: torch.device) -> Measure:
-        """Load what is needed, and return what measures a target.
+    def prepare(self, device: torch.device, folder: Path) -> Measure:
+        """Load what is needed, and return what measures a target. What all targets share is kept in the folder.
 
         Raises:
             ValueError: an option is wrong, or something is missing; before any long work.
@@ -51,7 +51,7 @@ def evaluate(
         found = [Target(name, folder / part, device) for name, part in zip(targets, names, strict=True)]
         settings = {"suite": describe(suite), "targets": {t.name: t.identity() for t in found}}
         check_folder(folder, settings)
-        measure = suite.prepare(device)
+        measure = suite.prepare(device, folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "evaluation.json", json.dumps(settings, indent=1) + "\n")
         results = {}

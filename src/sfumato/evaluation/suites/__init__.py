@@ -1,10 +1,22 @@
 """What can be measured, by name."""
 
 from sfumato.evaluation.suites.accuracy import AccuracySuite
+from sfumato.evaluation.suites.alignment import Alignment
+from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.drawbench import DrawBench
+from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep, Swept
+from sfumato.evaluation.suites.imagenet import ImageNet
 
-AnySuite = AccuracySuite
+AnySuite = Swept | GuidanceSweep
 
 SUITES: dict[str, type[AnySuite]] = {
     "accuracy": AccuracySuite,
+    "alignment": Alignment,
+    "imagenet": ImageNet,
+    "entropy": Entropy,
+    "diversity": Diversity,
+    "drawbench": DrawBench,
+    "guidance-sweep": GuidanceSweep,
 }
 """Suites by name; each class's docstring says what it measures, and its fields are the options."""

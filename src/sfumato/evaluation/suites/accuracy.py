@@ -1,6 +1,7 @@
 """Class accuracy by the bundled classifier of emoji: the quickest answer to "did it help, and what did it cost?"."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -26,7 +27,7 @@ class AccuracySuite:
     """file of captions with their "class", or emoji-captions-held-out; the names of the classes if not given"""
     drawing: Drawing = field(default_factory=lambda: replace(PLAIN, temperature=0.7))
 
-    def prepare(self, device: torch.device) -> Measure:
+    def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.images < 1:
             raise ValueError(f"images: {self.images} is too small; give at least 1")
         classifier = load_classifier()

@@ -1,0 +1,147 @@
+"""What distances between images are measured in: a network's features, pooled and spatial, and its opinion."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.evaluation.images import Images, batches
+from sfumato.evaluation.inception import WEIGHTS, Inception
+from sfumato.models.classifier import Classifier, load_classifier
+from sfumato.rewards import classifier as imagenet
+from sfumato.rewards import needs
+
+CHANNELS = 7
+"""of a map of features that make up the spatial ones (Nash et al. 2021)"""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images; a row an image."""
+
+    pooled: Float[Tensor, "N D"]
+    spatial: Float[Tensor, "N S"]
+    log_probs: Float[Tensor, "N K"]
+    """of the network's own classes"""
+
+
+Extractor = Callable[[Float[Tensor, "B 3 H W"]], Features]
+"""Features of images in [0, 1], on the CPU."""
+
+Network = Literal["emoji", "inception", "efficientnet-lite0"]
+
+
+def load_extractor(network: Network, weights: str | None, device: torch.device) -> Extractor:
+    """An extractor by name.
+
+    Args:
+        network: the bundled classifier of emoji; the Inception of FID; or an EfficientNet-Lite0, whose weights come
+            with the extra `imagenet`.
+        weights: file, or owner/repository/file of the hub; the published ones if not given.
+        device: where it computes.
+
+    Raises:
+        ValueError: the weights are not to be had or do not fit, or a package is missing.
+    """
+    if network == "emoji":
+        classifier = load_classifier(None if weights is None else Path(weights)).to(device)
+        return functools.partial(emoji_features, classifier)
+    if network == "inception":
+        return functools.partial(inception_features, load_inception(weights).to(device))
+    loaded = imagenet.load_network("efficientnet-lite0", weights)
+    loaded.module.to(device)
+    return functools.partial(efficientnet_features, loaded)
+
+
+def load_inception(weights: str | None) -> Inception:
+    """Inception with its weights.
+
+    Raises:
+        ValueError: they are not to be had, or are another network's.
+    """
+    try:
+        tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
+        model = Inception()
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"extractor_weights: {' '.join(str(error).split())[:200]}; Inception's are "
+            "pt_inception-2015-12-05-6726825d.pth, of pytorch-fid's and torch-fidelity's releases"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def emoji_features(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> Features:
+    """Each channel's maximum before the last layer, and the first channels of the map halfway."""
+    x = images.to(next(classifier.parameters()).device) * 2 - 1
+    halfway = classifier.features[: len(classifier.features) // 2](x)
+    pooled = classifier.features[len(classifier.features) // 2 :](halfway).amax((2, 3))
+    return _features(pooled, halfway[:, :CHANNELS], classifier.head(pooled))
+
+
+@torch.no_grad()
+def inception_features(model: Inception, images: Float[Tensor, "B 3 H W"]) -> Features:
+    """As guided-diffusion's evaluator takes them."""
+    return _features(*model(images.to(model.fc.weight.device)))
+
+
+@torch.no_grad()
+def efficientnet_features(loaded: imagenet.Loaded, images: Float[Tensor, "B 3 H W"]) -> Features:
+    """The mean of each channel before the last layer, and the first channels of the map."""
+    seen: list[Tensor] = []
+    layer = loaded.module.get_submodule("_avg_pooling")
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        log_probs = loaded.log_probs(images.to(next(loaded.module.parameters()).device))
+    finally:
+        handle.remove()
+    return _features(seen[0].mean((2, 3)), seen[0][:, :CHANNELS], log_probs)
+
+
+def _features(pooled: Tensor, spatial: Tensor, logits: Tensor) -> Features:
+    return Features(*(x.float().cpu() for x in (pooled, spatial.flatten(1), logits.log_softmax(1))))
+
+
+FIELDS = ("pooled", "spatial", "log_probs")
+
+
+def features_of(images: Images, extract: Extractor, folder: Path, batch_size: int) -> Features:
+    """Features of all images, mapped from files: memory does not grow with their number.
+
+    Args:
+        images: any number.
+        extract: what computes them.
+        folder: where the files are; complete ones are read.
+        batch_size: images at once.
+    """
+    paths = [folder / f"{name}.npy" for name in FIELDS]
+    if not all(path.is_file() for path in paths):
+        _extract(images, extract, folder, batch_size)
+    return Features(*(torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths))
+
+
+def _extract(images: Images, extract: Extractor, folder: Path, batch_size: int) -> None:
+    """Write the files, which have their names when they are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, np.memmap] = {}
+    first = 0
+    for batch, _ in batches(images, batch_size):
+        features = extract(batch)
+        for name in FIELDS:
+            rows = getattr(features, name).numpy()
+            if name not in files:
+                files[name] = np.lib.format.open_memmap(
+                    folder / f".{name}.npy", mode="w+", dtype=np.float32, shape=(len(images), rows.shape[1])
+                )
+            files[name][first : first + len(rows)] = rows
+        first += len(batch)
+    for name, file in files.items():
+        file.flush()
+        (folder / f".{name}.npy").replace(folder / f"{name}.npy")

@@ -1,0 +1,71 @@
+"""Rewards on a file of prompts, such as DrawBench (Saharia et al. 2022; Yuan et al. 2025, Table 4)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sfumato.data.prompts import Prompt
+from sfumato.evaluation.asking import ask_prompts, prompts_of
+from sfumato.evaluation.images import Images, batches
+from sfumato.evaluation.measurement import Figure, Measurement
+from sfumato.evaluation.run import Measure
+from sfumato.evaluation.targets import Drawing, Target
+from sfumato.policy import Generator
+from sfumato.rewards import build_reward
+from sfumato.rollout import Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawBench:
+    """Rewards of images of every prompt of a file. Images that are there are those of the prompts, in order."""
+
+    prompts: str | None = None
+    """file of captions (.txt, .jsonl, .json, .csv), or a bundled one: emoji-captions-held-out"""
+    rewards: tuple[str, ...] = ("clip", "hps", "aesthetic", "imagereward", "pickscore")
+    """rewards by name, with options: also deqa?endpoint=... and unifiedreward?endpoint=..."""
+    per_prompt: int = 4
+    """images a prompt"""
+    first: int = 0
+    """only so many prompts; 0 is all"""
+    drawing: Drawing = field(default_factory=Drawing)
+
+    def prepare(self, device: torch.device, folder: Path) -> Measure:
+        if self.prompts is None:
+            raise ValueError("prompts: none are given; give a file of captions")
+        if self.per_prompt < 1:
+            raise ValueError(f"per_prompt: {self.per_prompt} is too small; give at least 1")
+        prompts = prompts_of(self.prompts)[: self.first or None]
+        reward = build_reward(dict.fromkeys(self.rewards, 1.0))
+
+        def ask(generator: Generator, drawing: Drawing) -> Conditions:
+            return ask_prompts(generator, drawing, prompts).repeat(self.per_prompt)
+
+        def measure(target: Target) -> Measurement:
+            images = target.images(self.drawing, ask)
+            conditions = asked(target, images, prompts, self.per_prompt)
+            columns: dict[str, list[float]] = {}
+            first = 0
+            for batch, _ in batches(images, self.drawing.batch_size):
+                part = conditions[first : first + len(batch)]
+                for name, scores in reward(batch.to(target.device), part.to(target.device))[1].items():
+                    columns.setdefault(name, []).extend(scores.tolist())
+                first += len(batch)
+            return {name: Figure.mean(parts) for name, parts in columns.items()}
+
+        return measure
+
+
+def asked(target: Target, images: Images, prompts: list[Prompt], per_prompt: int) -> Conditions:
+    """What the images of a target were asked to show, without the text's features.
+
+    Raises:
+        ValueError: there are not as many images as the prompts ask for.
+    """
+    if len(images) != len(prompts) * per_prompt:
+        raise ValueError(
+            f"target: {target.name} has {len(images)} images, not {per_prompt} of each of {len(prompts)} prompts; "
+            "give per_prompt, or complete them"
+        )
+    names, metadata = tuple(p.caption for p in prompts), tuple(p.metadata for p in prompts)
+    return Conditions(labels=torch.arange(len(prompts)), names=names, metadata=metadata).repeat(per_prompt)

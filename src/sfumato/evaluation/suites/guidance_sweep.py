@@ -1,0 +1,49 @@
+"""Any suite over a list of guidance values (Yuan et al. 2025, Figure 6)."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from sfumato.evaluation.measurement import Measurement
+from sfumato.evaluation.run import Measure
+from sfumato.evaluation.suites.accuracy import AccuracySuite
+from sfumato.evaluation.suites.alignment import Alignment
+from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.drawbench import DrawBench
+from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.targets import Target
+
+Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench
+"""suites that draw with guidance"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSweep:
+    """Another suite (--of NAME, and its options) at several values of guidance."""
+
+    values: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """guidance at each of these; 0 is none"""
+    of: Swept = field(default_factory=AccuracySuite)
+
+    def prepare(self, device: torch.device, folder: Path) -> Measure:
+        if not self.values or len(set(self.values)) < len(self.values):
+            raise ValueError(f"values: {self.values} are no different values of guidance; give some, each once")
+        sweep = {
+            value: replace(self.of, drawing=replace(self.of.drawing, guidance=value)).prepare(device, folder)
+            for value in self.values
+        }
+
+        def measure(target: Target) -> Measurement:
+            if target.has_images:
+                raise ValueError(f"target: {target.name} is images, which have their guidance; give a model")
+            figures = {}
+            for value, measure_at in sweep.items():
+                place = target.folder / f"guidance-{value:g}"
+                place.mkdir(parents=True, exist_ok=True)
+                found = measure_at(replace(target, folder=place))
+                figures |= {f"guidance {value:g}: {name}": figure for name, figure in found.items()}
+            return figures
+
+        return measure

@@ -1,0 +1,219 @@
+"""Every suite on tiny models, against what it is the measure of."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CLASS_NAMES, LLAMAGEN_TEXT, VQ_TOKENIZER, tiny_conditions, tiny_llamagen
+
+from sfumato.cli import choose_suite, main
+from sfumato.evaluation.features import emoji_features
+from sfumato.evaluation.images import StoredImages
+from sfumato.evaluation.measurement import Measurement, read_measurement
+from sfumato.evaluation.recognition import Recognition
+from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
+from sfumato.evaluation.suites import SUITES, GuidanceSweep
+from sfumato.models.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from sfumato.models.library import load, save_model
+from sfumato.models.llamagen import LlamaGen
+from sfumato.models.vq import VQModel
+from sfumato.rewards import pixels
+
+
+@pytest.fixture
+def classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Classifier:
+    """A random classifier of the tiny generator's classes, in the place of all others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Classifier(ClassifierConfig(num_classes=len(CLASS_NAMES), widths=(8, 8)), CLASS_NAMES)
+    save_classifier(tmp_path / "classifier", made)
+    made = load_classifier(tmp_path / "classifier")
+    recognition = Recognition(CLASS_NAMES, made.log_probs)
+    monkeypatch.setattr("sfumato.evaluation.suites.alignment.load_recogniser", lambda name, device: recognition)
+    monkeypatch.setattr("sfumato.evaluation.features.load_classifier", lambda folder=None: made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny generator that reads captions with the bundled word vectors."""
+    folder = tmp_path_factory.mktemp("text-model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = replace(LLAMAGEN_TEXT, caption_width=64, text_encoder="word-vectors")
+        save_model(folder, LlamaGen(config, VQModel(VQ_TOKENIZER), ()))
+    return folder
+
+
+def measured(model: Path, suite: str, out: Path, *options: str) -> Measurement:
+    """What the command finds of one target."""
+    assert main(["evaluate", str(model), "--suite", suite, "--out", str(out), "--device", "cpu", *options]) == 0
+    return read_measurement(out / model.name / "measurement.json")
+
+
+def drawn(model: Path, out: Path) -> torch.Tensor:
+    """The images that were kept."""
+    images = StoredImages(out / model.name / "images")
+    return images[0 : len(images)]
+
+
+def test_alignment(classifier: Classifier, tiny_model: Path, tmp_path: Path):
+    found = measured(
+        tiny_model, "alignment", tmp_path / "out", "--per-class", "3", "--seen", "0-1", "--batch-size", "4"
+    )
+    images = drawn(tiny_model, tmp_path / "out")
+    assert len(images) == 15
+    brightness = pixels.brightness(images, tiny_conditions([0] * 15))
+    assert found["brightness"].parts == pytest.approx(brightness.tolist(), abs=1e-6)
+    assert found["brightness, seen classes"].value == pytest.approx(brightness[:6].mean().item(), abs=1e-6)
+    assert found["brightness, unseen classes"].value == pytest.approx(brightness[6:].mean().item(), abs=1e-6)
+    right = classifier.log_probs(images).argmax(1) == torch.arange(5).repeat_interleave(3)
+    assert found["top-1"].parts == tuple(right.float().tolist())
+    assert found["top-5"].value == 1
+    # The authors' settings: guidance 1.5, and top-p 0.96 (top-k 900 keeps all of 16 codes).
+    policy = load(tiny_model, guidance=1.5)
+    conditions = tiny_conditions([0, 0, 0, 1, 1, 1])
+    expected = policy.draw(conditions, torch.arange(6), filter=lambda logits: policy.generator.filter(logits, 0, 0.96))
+    torch.testing.assert_close(images[:6], expected, rtol=0, atol=0.5 / 255 + 1e-5)
+
+
+def test_alignment_of_captions(classifier: Classifier, text_model: Path, tmp_path: Path):
+    found = measured(text_model, "alignment", tmp_path / "out", "--per-class", "1", "--rewards", "darkness")
+    assert len(found["darkness"].parts) == len(CLASS_NAMES)
+    assert len(found["top-1"].parts) == len(CLASS_NAMES)
+
+
+def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
+    options = ["--extractor", "emoji", "--images", "20", "--batch-size", "7", "--splits", "4"]
+    first = tmp_path / "first"
+    other = ["--reference", str(tmp_path / "other" / tiny_model.name / "images")]
+    measured(tiny_model, "alignment", tmp_path / "other", "--per-class", "3", "--seed", "100", "--guidance", "0")
+    found = measured(tiny_model, "imagenet", first, *options, *other)
+    fake, real = drawn(tiny_model, first), drawn(tiny_model, tmp_path / "other")
+    ours, theirs = emoji_features(classifier, fake), emoji_features(classifier, real)
+    assert ours.spatial.shape == (20, 7 * 4 * 4)  # 7 channels of the map halfway
+    torch.testing.assert_close(ours.log_probs, classifier.log_probs(fake))
+    expected = {
+        "Inception Score": inception_score(ours.log_probs, 4).mean().item(),
+        "FID": frechet_distance(Moments.of(theirs.pooled), Moments.of(ours.pooled)),
+        "sFID": frechet_distance(Moments.of(theirs.spatial), Moments.of(ours.spatial)),
+        "precision": inside(ours.pooled, theirs.pooled, radii(theirs.pooled)).double().mean().item(),
+        "recall": inside(theirs.pooled, ours.pooled, radii(ours.pooled)).double().mean().item(),
+    }
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(expected, rel=1e-4)
+    # A set against itself.
+    folder = first / tiny_model.name / "images"
+    same = measured(folder, "imagenet", tmp_path / "same", *options, "--reference", str(folder))
+    assert same["FID"].value == pytest.approx(0, abs=1e-6)
+    assert same["sFID"].value == pytest.approx(0, abs=1e-6)
+    assert same["precision"].value == same["recall"].value == 1
+
+
+def test_diversity(classifier: Classifier, tiny_model: Path, tmp_path: Path):
+    options = ["--per-class", "4", "--classes", "0", "2-4"]
+    found = measured(tiny_model, "diversity", tmp_path / "out", *options)
+    features = emoji_features(classifier, drawn(tiny_model, tmp_path / "out")).pooled
+    expected = class_distances(features, torch.arange(4).repeat_interleave(4))
+    assert found["within-class distance"].parts == pytest.approx(expected.tolist(), rel=1e-4)
+    reference = str(tmp_path / "out" / tiny_model.name / "images")
+    found = measured(tiny_model, "diversity", tmp_path / "again", *options, "--reference", reference)
+    assert found["recall"].value == 1
+
+
+@pytest.mark.parametrize("batch_size", ["2", "64"])
+def test_entropy(tiny_model: Path, tmp_path: Path, batch_size: str):
+    found = measured(tiny_model, "entropy", tmp_path / "out", "--images", "5", "--batch-size", batch_size)
+    rollout = load(tiny_model).sample(tiny_conditions([0, 1, 2, 3, 4]), torch.arange(5))
+    assert found["entropy"].parts == pytest.approx(rollout.entropy.mean(1).tolist(), rel=1e-4)
+    assert found["unit 1 (1 token)"].parts == pytest.approx(rollout.entropy[:, 0].tolist(), rel=1e-4)
+    assert found["unit 2 (4 tokens)"].value == pytest.approx(rollout.entropy[:, 1:].mean().item(), rel=1e-4)
+    saved = json.loads((tmp_path / "out" / tiny_model.name / "entropy.json").read_text())
+    assert saved["by_token"] == pytest.approx(rollout.entropy.mean(0).tolist(), rel=1e-4)
+    assert saved["units"] == [1, 4]
+
+
+def test_entropy_of_many_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_model(tmp_path / "model", tiny_llamagen(guidance=0.0))
+    monkeypatch.setattr("sfumato.evaluation.suites.entropy.ROWS", 4)
+    found = measured(tmp_path / "model", "entropy", tmp_path / "out", "--images", "5")
+    names = ["entropy", "units 1 to 3 (3 tokens)", "units 4 to 5 (2 tokens)", "units 6 to 7 (2 tokens)"]
+    assert list(found) == [*names, "units 8 to 9 (2 tokens)"]
+
+
+def test_drawbench(text_model: Path, tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("a red apple\nan octopus\na dark night\n")
+    (tmp_path / "reward.py").write_text(
+        "import torch\n"
+        "def words(images, conditions):\n"
+        "    return torch.tensor([float(len(c.split())) for c in conditions.captions])\n"
+    )
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--per-prompt", "2", "--batch-size", "4"]
+    options += ["--rewards", "brightness", f"{tmp_path}/reward.py:words"]
+    found = measured(text_model, "drawbench", tmp_path / "out", *options)
+    images = drawn(text_model, tmp_path / "out")
+    assert found["brightness"].parts == pytest.approx(
+        pixels.brightness(images, tiny_conditions([0] * 6)).tolist(), abs=1e-6
+    )
+    assert found[f"{tmp_path}/reward.py:words"].parts == (3, 3, 2, 2, 3, 3)
+    # The images that were kept are a target.
+    folder = tmp_path / "out" / text_model.name / "images"
+    assert measured(folder, "drawbench", tmp_path / "again", *options) == found
+
+
+def test_guidance_sweep(tiny_model: Path, tmp_path: Path):
+    swept = measured(
+        tiny_model, "guidance-sweep", tmp_path / "out", "--of", "entropy", "--images", "3", "--values", "0", "2"
+    )
+    for value in ("0", "2"):
+        alone = measured(tiny_model, "entropy", tmp_path / value, "--images", "3", "--guidance", value)
+        assert {name: swept[f"guidance {value}: {name}"] for name in alone} == alone
+    assert swept["guidance 0: entropy"] != swept["guidance 2: entropy"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "message"),
+    [
+        ("alignment", ["--per-class", "0"], "per_class: 0 is too small"),
+        ("alignment", ["--rewards", "brihgtness"], "there is no 'brihgtness'; did you mean brightness"),
+        ("alignment", ["--seen", "unicorns"], "classes: there is no class 'unicorns'"),
+        ("alignment", ["--seen", "0", "--classifier", "None"], "seen: the classifier knows the classes"),
+        ("alignment", [], "classifier: emoji does not know the classes of"),
+        ("imagenet", [], "reference: none is given"),
+        ("imagenet", ["--reference", "x.npz", "--extractor", "emoji"], "reference: x.npz is neither an .npz file nor"),
+        ("imagenet", ["--reference", "x", "--extractor-weights", "x.pth"], "extractor_weights: x.pth is not a file"),
+        ("imagenet", ["--reference", "x", "--images", "3"], "images: 3 is too few for 3 neighbours"),
+        ("diversity", ["--per-class", "1"], "per_class: 1 is too small"),
+        ("entropy", ["--images", "0"], "images: 0 is too small"),
+        ("entropy", ["--prompts", "emoji-captions"], "prompts: the model draws classes, not captions"),
+        ("drawbench", [], "prompts: none are given"),
+        ("drawbench", ["--prompts", "x.txt"], "prompts: x.txt is not a file"),
+        (
+            "guidance-sweep",
+            ["--of", "speed"],
+            "of: there is no suite 'speed' to sweep; give one of accuracy, alignment",
+        ),
+        ("guidance-sweep", ["--values", "1", "1"], "values: (1.0, 1.0) are no different values"),
+    ],
+)
+def test_wrong_options(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, suite: str, options: list[str], message: str
+):
+    out = tmp_path / "out"
+    assert main(["evaluate", str(tiny_model), "--suite", suite, "--out", str(out), "--device", "cpu", *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(out.rglob("*.png"))
+
+
+def test_options_are_those_of_the_suite():
+    for name, kind in SUITES.items():
+        suite, rest = choose_suite(["a", "--suite", name, "--out", "b"])
+        assert type(suite) is kind
+        assert rest == ["a", "--out", "b"]
+        assert kind.__doc__
+    suite, _ = choose_suite(["a", "--suite=guidance-sweep", "--of=imagenet"])
+    assert isinstance(suite, GuidanceSweep)
+    assert type(suite.of) is SUITES["imagenet"]
