@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from tiny import algorithm_of, tiny_conditions, tiny_config
 
@@ -66,6 +67,9 @@ def test_held_out_rewards_are_logged_and_not_optimised(tiny_model: Path, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "watched/held_out.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2, 3]
     assert rows[0]["diversity"] > 0
+    with Image.open(tmp_path / "watched/held_out.png") as picture:
+        assert picture.width > 1000
+    assert not (tmp_path / "plain/held_out.png").exists()
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 

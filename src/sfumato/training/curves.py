@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sfumato.training.logger import read_metrics
+from sfumato.training.logger import read_lines, read_metrics
 
 
 def plot_curves(run_dir: Path) -> None:
@@ -34,3 +34,21 @@ def plot_curves(run_dir: Path) -> None:
     for axis in axes[2:]:
         axis.set_xlabel("step")
     figure.savefig(run_dir / "curves.png", dpi=110)
+
+
+def plot_held_out(run_dir: Path) -> None:
+    """Write `held_out.png`: the optimised reward and all that is watched beside it, over the steps measured so far."""
+    rows = read_lines(run_dir / "held_out.jsonl")
+    names = [name for name in rows[0] if name != "step" and "_std" not in name] if rows else []
+    if not names:
+        return
+    columns = min(3, len(names))
+    figure = Figure(figsize=(4 * columns, 2.8 * -(-len(names) // columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for number, name in enumerate(names, 1):
+        axis = figure.add_subplot(-(-len(names) // columns), columns, number)
+        axis.plot([row["step"] for row in rows], [row[name] for row in rows], marker=".")
+        axis.set_title(name.removeprefix("reward/").replace("_", " ").replace("$", r"\$"))
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.savefig(run_dir / "held_out.png", dpi=110)

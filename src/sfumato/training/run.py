@@ -20,7 +20,7 @@ from sfumato.rollout import Conditions, Rollout, concatenate
 from sfumato.training import distributed, thresholds
 from sfumato.training.checkpoint import Interrupt, catch_interrupt, load_state, remove, save_state, write_atomically
 from sfumato.training.config import GRPOConfig
-from sfumato.training.curves import plot_curves
+from sfumato.training.curves import plot_curves, plot_held_out
 from sfumato.training.grpo import GRPO
 from sfumato.training.held_out import REPEATS, HeldOut
 from sfumato.training.logger import MetricsFile, TrainingView, read_lines
@@ -137,7 +137,9 @@ class Run:
             for index in seeds.split(self.config.sample_batch_size):
                 parts.append(self.algorithm.policy.sample(conditions[index], seeds[index]))
             images = [self.algorithm.policy.decode(part.tokens).float() for part in parts]
-        return self.held_out.measure(step, concatenate(parts, conditions), torch.cat(images))
+        figures = self.held_out.measure(step, concatenate(parts, conditions), torch.cat(images))
+        plot_held_out(self.folder.path)
+        return figures
 
     def draw_samples(self, step: int) -> None:
         """Pictures of the same conditions and seeds at every step, and how uncertain the policy is there."""
