@@ -9,6 +9,7 @@ from golden_data import golden_llamagen, llamagen_conditions, llamagen_outputs
 from tiny import CLASS_NAMES, LLAMAGEN, VQ_TOKENIZER, tiny_captions, tiny_conditions, tiny_llamagen
 from torch import Tensor
 
+from sfumato.models.checkpoints import export_llamagen
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig, LlamaGenTransformer, causal_mask, rotate
 from sfumato.models.vq import VQModel
 from sfumato.policy import Generator, Policy
@@ -360,3 +361,23 @@ def test_top_p_by_hand():
     assert kept[0.8] == [True, True, True, False, False]
     assert sum(kept[0.9]) == 4
     assert kept[1.0] == [True] * 5
+
+
+@pytest.mark.parametrize("text", TEXT)
+@torch.no_grad()
+def test_condition_at_the_origin(text: bool):
+    """Condition tokens with keys of their own: sampled equals scored, and the published zeros are something else."""
+    published = tiny_llamagen(guidance=2.0, text=text)
+    config = replace(published.config, condition_at_origin=True)
+    generator = LlamaGen(config, published.tokenizer, published.class_names, guidance=2.0).eval()
+    generator.transformer.load_state_dict(published.transformer.state_dict())
+    conditions, tokens = asked(text), TOKENS
+    torch.testing.assert_close(
+        decoded(generator, conditions, tokens), generator.logits(conditions, tokens), rtol=0, atol=1e-4
+    )
+    assert (generator.logits(conditions, tokens) - published.logits(conditions, tokens)).abs().max() > 0.1
+    # The origin is where a rotation by row 0 and column 0 leaves a vector.
+    table = generator.transformer.positions(2)
+    assert torch.equal(table[0], table[2])
+    with pytest.raises(ValueError, match="condition_at_origin, which the original code does not know"):
+        export_llamagen(generator)

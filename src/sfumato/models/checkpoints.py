@@ -216,7 +216,15 @@ def load_llamagen(
 
 
 def export_llamagen(generator: LlamaGen) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State dicts of transformer and tokenizer with the published names and shapes, for the original code."""
+    """State dicts of transformer and tokenizer with the published names and shapes, for the original code.
+
+    Raises:
+        ValueError: the original code would not compute what this model does.
+    """
+    if generator.config.condition_at_origin:
+        raise ValueError(
+            "model: it has condition_at_origin, which the original code does not know; it stays in Sfumato"
+        )
     tokenizer = _published_state_dict(generator.tokenizer, _published_vq)
     tokenizer["quantize.codebook_used"] = torch.zeros(_VQ_USAGE)
     return _published_state_dict(generator.transformer, _published_llamagen), tokenizer

@@ -41,6 +41,9 @@ class LlamaGenConfig:
     """what reads the captions: a bundled encoder, or a T5 by hub id or path"""
     rope_base: float = 10000.0
     """base of the rotary frequencies"""
+    condition_at_origin: bool = False
+    """give the condition's tokens queries and keys, unrotated; as published they have none, and small models learn
+    their conditions slowly"""
     norm_eps: float = 1e-5
     """epsilon of the RMS norms"""
 
@@ -179,7 +182,10 @@ class LlamaGenTransformer(nn.Module):
 
     def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
         """Rotations of the condition's tokens, which are zero as published (not the identity), then the image's."""
-        return torch.cat([self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:]), self.rotation])
+        condition = self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:])
+        if self.config.condition_at_origin:
+            condition[..., 0] = 1.0
+        return torch.cat([condition, self.rotation])
 
     def hidden(
         self,

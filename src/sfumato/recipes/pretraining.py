@@ -1,5 +1,7 @@
 """How the bundled generators were trained."""
 
+from dataclasses import replace
+
 from sfumato.models.llamagen import LlamaGenConfig
 from sfumato.models.var import VARConfig
 from sfumato.models.vq import VQConfig
@@ -28,6 +30,9 @@ def emoji_var() -> PretrainConfig:
     )
 
 
+EMOJI_LLAMAGEN = LlamaGenConfig(
+    depth=6, width=192, num_heads=3, feed_forward_width=512, num_classes=512, condition_at_origin=True
+)
 EMOJI_VQ = VQConfig(
     grid_size=8,
     vocab_size=4096,
@@ -45,10 +50,10 @@ def emoji_llamagen() -> PretrainConfig:
     """64-pixel LlamaGen of the same 512 emoji; its tokenizer's convolutions start from those of emoji-var."""
     return PretrainConfig(
         tokenizer=EMOJI_VQ,
-        transformer=LlamaGenConfig(depth=6, width=192, num_heads=3, feed_forward_width=512, num_classes=512),
+        transformer=EMOJI_LLAMAGEN,
         start_from="emoji-var",
         tokenizer_training=TokenizerTraining(steps=900, batch_size=24, learning_rate=8e-4),
-        generator_training=GeneratorTraining(steps=2000, batch_size=32, learning_rate=1.5e-3),
+        generator_training=GeneratorTraining(steps=7600, batch_size=16, learning_rate=1.3e-3),
     )
 
 
@@ -56,19 +61,12 @@ def emoji_t2i() -> PretrainConfig:
     """64-pixel LlamaGen that reads captions of the same emoji; starts from emoji-llamagen."""
     return PretrainConfig(
         tokenizer=EMOJI_VQ,
-        transformer=LlamaGenConfig(
-            depth=6,
-            width=192,
-            num_heads=3,
-            feed_forward_width=512,
-            num_classes=0,
-            caption_width=64,
-            num_caption_tokens=24,
-            text_encoder="word-vectors",
+        transformer=replace(
+            EMOJI_LLAMAGEN, num_classes=0, caption_width=64, num_caption_tokens=24, text_encoder="word-vectors"
         ),
         start_from="emoji-llamagen",
         tokenizer_training=TokenizerTraining(steps=0),
-        generator_training=GeneratorTraining(steps=1500, batch_size=32, learning_rate=1.5e-3),
+        generator_training=GeneratorTraining(steps=2200, batch_size=16, learning_rate=1e-3, warmup_steps=50),
     )
 
 
