@@ -21,7 +21,7 @@ def _released(depth: int, target: str) -> tuple[str, Callable[[], GRPOConfig]]:
 
 
 def _llamagen(size: str, pixels: int) -> tuple[str, Callable[[], GRPOConfig]]:
-    help_line = f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings, rewards CLIP and HPSv2."
+    help_line = f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings and eight-part reward."
     return help_line, partial(llamagen.llamagen_recipe, size, pixels)
 
 
@@ -40,7 +40,7 @@ TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
     **{f"var-d{d}-{target}": _released(d, target) for d in (16, 20, 24, 30, 36) for target in var.REWARDS},
     **{f"llamagen-{size}-{pixels}": _llamagen(size, pixels) for size in llamagen.MICRO_BATCH for pixels in (256, 384)},
     "llamagen-xl-t2i": (
-        "Released LlamaGen-XL on captions (--prompts FILE) with AR-GRPO's settings, rewards CLIP and HPSv2.",
+        "Released LlamaGen-XL on captions (--prompts FILE) with AR-GRPO's settings and eight-part reward.",
         llamagen.llamagen_t2i_recipe,
     ),
 }

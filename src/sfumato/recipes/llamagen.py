@@ -8,8 +8,8 @@ from sfumato.training.config import GRPOConfig
 MICRO_BATCH = {"b": 32, "l": 16, "xl": 8}
 """images with gradients at once that an 80 GB GPU holds, by size"""
 
-REWARD = {"clip": 1.0, "hps": 1.0}
-"""CLIP and HPSv2 with equal weight"""
+REWARD = {"ar-grpo": 1.0}
+"""the paper's eight parts: CLIP, HPSv2, MANIQA and a vision-language judge; `--reward clip 1 hps 1` is lighter"""
 
 
 def llamagen_recipe(size: str, pixels: int) -> GRPOConfig:
