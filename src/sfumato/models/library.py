@@ -158,6 +158,8 @@ def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.fl
 def load_model(folder: Path) -> VAR | LlamaGen:
     """Read a model folder; weights are widened to float32."""
     saved = json.loads((folder / "config.json").read_text())
+    if saved.get("family") not in FAMILIES:
+        raise ValueError(f"model: {folder}/config.json is of the family {saved.get('family')!r}, no generator's")
     family = FAMILIES[saved["family"]]
     config, tokenizer = family.config(**saved["transformer"]), family.tokenizer_config(**_tuples(saved["tokenizer"]))
     generator = build_generator(config, tokenizer, saved["class_names"])

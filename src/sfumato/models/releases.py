@@ -79,6 +79,7 @@ _VAR = {
     )
     for depth in (16, 20, 24, 30, 36)
 }
+# The authors published XL, XXL and 3B at 384 pixels alone; the others' names are for weights of one's own.
 _LLAMAGEN_SIZES = {"B": (12, 12), "L": (24, 16), "XL": (36, 20), "XXL": (48, 24), "3B": (24, 32)}  # depth, heads
 _LLAMAGEN = {
     f"llamagen-{size.lower()}-{pixels}": Release(
