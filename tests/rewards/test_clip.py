@@ -157,13 +157,17 @@ def test_pickscore_is_the_scaled_cosine(clip_folder: Path):
         ("aesthetic?model={clip}&head=/no.pth", r"/no\.pth is not a file; give a path, or owner/repository/file"),
         ("aesthetic?model={clip}&head=a/b/no.pth", r"a/b/no\.pth cannot be fetched \(.*\); give the path of a file"),
         ("aesthetic?model={clip}&head={other}", r"head: .* has no layers\.0\.weight; give the file of an aesthetic"),
+        ("aesthetic?model={clip}&head={garbage}", r"garbage\.pth holds no weights \(.*\); fetch it again"),
         ("clip?modell=x", r"there is no option 'modell'; did you mean 'model'\?"),
     ],
 )
 def test_errors(clip_folder: Path, tmp_path: Path, name: str, message: str):
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
+    (tmp_path / "garbage.pth").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=message) as error:
-        build_reward({name.format(clip=clip_folder, other=tmp_path / "other.pth"): 1.0})
+        build_reward(
+            {name.format(clip=clip_folder, other=tmp_path / "other.pth", garbage=tmp_path / "garbage.pth"): 1.0}
+        )
     assert "\n" not in str(error.value)
 
 

@@ -3,7 +3,6 @@
 import functools
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,8 +45,7 @@ def load_head(path: str) -> nn.Sequential:
     Raises:
         ValueError: the file is not there or holds something else.
     """
-    tensors = torch.load(needs.file(path), map_location="cpu", weights_only=True)
-    tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in tensors.items()}
+    tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in needs.weights(path).items()}
     if "0.weight" not in tensors:
         raise ValueError(f"head: {path} has no layers.0.weight; give the file of an aesthetic predictor V2")
     try:

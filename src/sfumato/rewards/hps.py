@@ -4,7 +4,6 @@ import functools
 import re
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -39,7 +38,7 @@ def load_hps(weights: str, base: str) -> Clip:
     transformers = needs.package("transformers", "clip")
     config = needs.pretrained(transformers.CLIPConfig, base)
     tokenizer = needs.pretrained(transformers.AutoTokenizer, base)
-    checkpoint = torch.load(needs.file(weights), map_location="cpu", weights_only=True)
+    checkpoint = needs.weights(weights)
     tensors = from_open_clip(checkpoint.get("state_dict", checkpoint))
     model = transformers.CLIPModel(config)
     try:

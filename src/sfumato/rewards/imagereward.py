@@ -83,7 +83,7 @@ def load_imagereward(weights: str, tokenizer: str) -> Loaded:
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
     words = needs.pretrained(AutoTokenizer, tokenizer)
-    tensors = torch.load(needs.file(weights), map_location="cpu", weights_only=True)
+    tensors = needs.weights(weights)
     try:
         vision_tensors, text_tensors, head_tensors = split_names(tensors)
         vision = BlipVisionModel(BlipVisionConfig(**vision_shape(vision_tensors)))

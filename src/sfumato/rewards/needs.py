@@ -1,8 +1,13 @@
 """What rewards need from outside: packages that are extras, and files of weights."""
 
 import importlib
+import pickle
 from pathlib import Path
 from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "clip": ("transformers",),
@@ -49,6 +54,24 @@ def file(path: str) -> Path:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{path} cannot be fetched ({first_line(error)}); give the path of a file") from error
+
+
+def weights(path: str) -> dict[str, Any]:
+    """What a file of weights holds, given as in `file`: safetensors, or torch's format without anything that runs.
+
+    Raises:
+        ValueError: it is not there, or holds something else.
+    """
+    found = file(path)
+    try:
+        if found.suffix == ".safetensors":
+            return safetensors.torch.load_file(found)
+        held = torch.load(found, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} holds no weights ({first_line(error)[:200]}); fetch it again") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} holds no weights but a {type(held).__name__}; fetch it again")
+    return held
 
 
 def pretrained(kind: Any, model: str, **options: Any) -> Any:
