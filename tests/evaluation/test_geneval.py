@@ -1,10 +1,18 @@
 """GenEval's rules on constructed scenes with known answers."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import torch
 
+from sfumato.cli import main
+from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, prepare
 from sfumato.evaluation.geneval import Detection, is_correct, keep, relative_position, summary
+from sfumato.evaluation.images import write_image
+from sfumato.evaluation.measurement import read_measurement
+from sfumato.evaluation.suites.geneval import figures
 
 
 def at(x: float, y: float, size: float = 10, score: float = 0.95) -> Detection:
@@ -90,3 +98,84 @@ def test_summary():
     correct = [True, True, False, True, False]
     # The tasks count alike, whatever their images.
     assert summary(tags, correct) == pytest.approx({"counting": 2 / 3, "colors": 1 / 2, "overall": 7 / 12})
+
+
+def test_objects_from_the_detectors_answers():
+    """Two queries: a dog for sure on four pixels, and a tie with half a mind on one; a third says "nothing"."""
+    logits = torch.full((3, 81), -20.0)
+    logits[0, OBJECTS.index("dog")] = 20
+    logits[1, OBJECTS.index("tie")] = logits[1, 80] = 20
+    logits[2, 80] = 20
+    masks = torch.full((3, 4, 6), -9.0)
+    masks[0, 1:3, 2:4] = 20
+    masks[1, 3, 5] = 0.5
+    found = {name: [o for o in objects if o.score > 0.01] for name, objects in find_objects(logits, masks).items()}
+    (dog,), (tie,) = found["dog"], found["tie"]
+    assert dog.box == (2, 1, 4, 3)
+    assert dog.score == pytest.approx(1, abs=1e-6)
+    assert tie.box == (5, 3, 6, 4)
+    assert tie.score == pytest.approx(0.5 * torch.tensor(0.5).sigmoid().item(), abs=1e-6)
+    assert sum(len(objects) for objects in found.values()) == 2
+    image = torch.rand(3, 4, 6)
+    assert torch.equal(cut_out(image, dog), image[:, 1:3, 2:4])
+    assert dog.mask is not None
+    dog.mask[1, 2] = False
+    assert (cut_out(image, dog)[:, 0, 0] == 0x99 / 255).all()
+
+
+def test_images_of_the_detector():
+    pixels, size = prepare(torch.rand(1, 3, 256, 256))
+    assert pixels.shape[2:] == size == (800, 800)
+    pixels, size = prepare(torch.rand(1, 3, 100, 300))
+    assert size == (444, 1333)
+    assert pixels.shape[2:] == (448, 1344)
+    assert (pixels[:, :, 444:] == 0).all()
+
+
+def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Images of plain colours: where one is bright the detector sees a dog, and its colour is the brighter channel."""
+
+    class Seer(Detector):
+        def __init__(self):
+            pass
+
+        def detect(self, image: torch.Tensor) -> dict[str, list[Detection]]:
+            return {"dog": [at(0, 0)]} if image.max() > 0.5 else {}
+
+        def colours(self, image: torch.Tensor, objects: Sequence[Detection], name: str) -> list[str]:
+            return ["red" if image[0].mean() > image[2].mean() else "blue"] * len(objects)
+
+    monkeypatch.setattr("sfumato.evaluation.suites.geneval.load_detector", lambda *arguments: Seer())
+    prompts = [
+        {"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog"},
+        {"tag": "colors", "include": [{"class": "dog", "count": 1, "color": "red"}], "prompt": "a photo of a red dog"},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    for number, rgb in enumerate([(1, 0, 0), (0, 0, 0), (1, 0, 0), (0, 0, 1)]):
+        image = torch.tensor(rgb).float()[:, None, None].expand(3, 4, 4)
+        write_image(tmp_path / f"images/{number // 2:05d}/samples/{number % 2:04d}.png", image)
+    command = ["evaluate", str(tmp_path / "images"), "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
+    command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 2
+    assert "has 4 images, not 4 of each of 2 prompts" in capsys.readouterr().err
+    command[-3] = str(tmp_path / "two")
+    assert main([*command, "--per-prompt", "2"]) == 0
+    found = read_measurement(tmp_path / "two/images/measurement.json")
+    assert {name: figure.value for name, figure in found.items()} == {
+        "single_object": 0.5,
+        "colors": 0.5,
+        "overall": 0.5,
+    }
+    lines = [json.loads(line) for line in (tmp_path / "two/images/geneval.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [True, False, True, False]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({**prompts[0], "include": [{"class": "unicorn", "count": 1}]}))
+    command[-3] = str(tmp_path / "three")
+    assert main(command) == 2
+    assert "asks for 'unicorn', no class of COCO" in capsys.readouterr().err
+
+
+def test_overall_counts_tasks_alike():
+    found = figures(["a", "a", "a", "b"], [True, True, False, False])
+    assert found["overall"].value == pytest.approx(1 / 3)
+    parts = found["overall"].parts
+    assert sum(parts) / len(parts) == pytest.approx(1 / 3)

@@ -5,6 +5,7 @@ from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep, Swept
 from sfumato.evaluation.suites.imagenet import ImageNet
 
@@ -17,6 +18,7 @@ SUITES: dict[str, type[AnySuite]] = {
     "entropy": Entropy,
     "diversity": Diversity,
     "drawbench": DrawBench,
+    "geneval": GenEval,
     "guidance-sweep": GuidanceSweep,
 }
 """Suites by name; each class's docstring says what it measures, and its fields are the options."""

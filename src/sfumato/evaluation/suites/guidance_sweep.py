@@ -12,10 +12,11 @@ from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.imagenet import ImageNet
 from sfumato.evaluation.targets import Target
 
-Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench
+Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench | GenEval
 """suites that draw with guidance"""
 
 
