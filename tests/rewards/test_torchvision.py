@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import tiny_conditions
 
 from sfumato.rewards import build_reward
+from sfumato.rewards.iqa import load_metric
 from sfumato.rollout import Conditions
 
 torchvision = pytest.importorskip("torchvision")
@@ -97,11 +98,7 @@ def test_metrics_of_pyiqa(photographs: list[Image.Image]):
 def test_maniqa_is_deterministic(monkeypatch: pytest.MonkeyPatch):
     """The real network with random weights and few crops; its ViT backbone is not fetched."""
     pytest.importorskip("pyiqa")
-    import timm
-    from pyiqa.archs import maniqa_arch
-
-    from sfumato.rewards.iqa import load_metric
-
+    timm, maniqa_arch = pytest.importorskip("timm"), pytest.importorskip("pyiqa.archs.maniqa_arch")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name, pretrained=False))
     monkeypatch.setattr(maniqa_arch, "load_pretrained_network", lambda *args, **options: None)
