@@ -187,7 +187,7 @@ def test_loss_by_hand(pictures: Path):
     trainer = fresh_trainer(pictures)
     tokens, labels = trainer.tokens[:2], torch.tensor([0, trainer.model.null_class])
     conditions = Conditions(labels=torch.tensor([0, 1]), names=("", ""), null=torch.tensor([False, True]))
-    loss, stats = trainer.loss(conditions, tokens)
+    loss, stats = trainer.loss(conditions, tokens, tokens)
     with torch.no_grad():
         logits = trainer.model.transformer(labels, trainer.model._inputs(tokens))
     expected = -logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()
@@ -210,7 +210,7 @@ def test_average_of_the_weights(pictures: Path):
 def test_share_of_dropped_labels(pictures: Path, monkeypatch: pytest.MonkeyPatch):
     trainer, seen = fresh_trainer(pictures, class_drop=0.25, batch_size=400), []
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda asked, tokens: (seen.append(asked), loss(asked, tokens))[1])
+    monkeypatch.setattr(trainer, "loss", lambda asked, tokens, read: (seen.append(asked), loss(asked, tokens, read))[1])
     trainer.step(0)
     assert seen[0].null.float().mean().item() == pytest.approx(0.25, abs=0.08)
 
@@ -229,7 +229,7 @@ def test_items_are_drawn_by_weight(pictures: Path, monkeypatch: pytest.MonkeyPat
     trainer, seen = fresh_trainer(pictures, class_drop=0.0, batch_size=500), []
     trainer.weights = torch.tensor([0.0, 3.0, 0.0, 0.0, 1.0, 0.0])
     loss = trainer.loss
-    monkeypatch.setattr(trainer, "loss", lambda asked, tokens: (seen.append(asked), loss(asked, tokens))[1])
+    monkeypatch.setattr(trainer, "loss", lambda asked, tokens, read: (seen.append(asked), loss(asked, tokens, read))[1])
     trainer.step(0)
     counts = torch.bincount(seen[0].labels, minlength=3)
     assert counts[1] == 0

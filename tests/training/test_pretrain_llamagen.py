@@ -149,7 +149,22 @@ def test_captions_are_what_is_learnt(pictures: Path, tmp_path: Path):
     assert torch.equal(conditions.text.features[0, -2:], expected[0])
     assert conditions.text.mask.sum(1).tolist() == [len(e) for e in expected]
     dropped = replace(conditions, null=torch.tensor([True, True]))
-    assert trainer.loss(dropped, trainer.tokens[4:6])[1] != trainer.loss(conditions, trainer.tokens[4:6])[1]
+    tokens = trainer.tokens[4:6]
+    assert trainer.loss(dropped, tokens, tokens)[1] != trainer.loss(conditions, tokens, tokens)[1]
+
+
+def test_token_noise(package: Path):
+    rng, config = torch.Generator().manual_seed(0), GeneratorTraining(token_noise=0.2)
+    trainer = GeneratorTrainer(
+        load_tiny_text(), EmojiImages(package, 12), config, rng, load_text_encoder("word-vectors")
+    )
+    tokens = trainer.tokens.roll(1, 0)
+    changed = (trainer.disturbed(tokens) != tokens).float().mean().item()
+    agree = (tokens.flatten()[torch.randperm(tokens.numel(), generator=rng)] == tokens.flatten()).float().mean().item()
+    # A fifth is replaced, of which what is equal by chance does not show.
+    assert changed == pytest.approx(0.2 * (1 - agree), abs=0.02)
+    quiet = GeneratorTrainer(trainer.model, trainer.source, GeneratorTraining(), rng, trainer.reader)
+    assert quiet.disturbed(tokens) is tokens
 
 
 def test_emoji_captions(package: Path):

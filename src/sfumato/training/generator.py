@@ -39,6 +39,9 @@ class GeneratorTraining:
     """share of conditions replaced by the null class or caption, for guidance"""
     label_smoothing: float = 0.0
     """probability mass spread over the vocabulary"""
+    token_noise: float = 0.0
+    """share of the tokens read that are replaced by tokens from anywhere in the data, so that a generator that has seen
+    few images learns to go on from its own slips; the tokens to be predicted stay"""
     ema_decay: float = 0.998
     """moving average of the weights; the average is what is sampled and shipped"""
 
@@ -84,7 +87,8 @@ class GeneratorTrainer:
         config = self.config
         index = torch.multinomial(self.weights, config.batch_size, replacement=True, generator=self.rng)
         dropped = torch.rand(config.batch_size, generator=self.rng) < config.class_drop
-        loss, stats = self.loss(replace(self.conditions(index, self.rng), null=dropped), self.tokens[index])
+        conditions, tokens = replace(self.conditions(index, self.rng), null=dropped), self.tokens[index]
+        loss, stats = self.loss(conditions, tokens, self.disturbed(tokens))
         norm = descend(self.optimizer, loss, config.learning_rate * self.schedule(step), config.max_grad_norm)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
@@ -98,9 +102,19 @@ class GeneratorTrainer:
             return class_conditions(self.labels[index].tolist(), self.source.class_names)
         return caption_conditions(self.source.captions(index, rng), self.reader.encode)
 
-    def loss(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Mean cross entropy over all tokens, and the share of tokens that are the likeliest."""
-        logits = self.model.logits(conditions, tokens).flatten(0, 1)
+    def disturbed(self, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The tokens with `token_noise` of them replaced."""
+        if not self.config.token_noise:
+            return tokens
+        replaced = torch.rand(tokens.shape, generator=self.rng) < self.config.token_noise
+        others = self.tokens.flatten()[torch.randint(self.tokens.numel(), tokens.shape, generator=self.rng)]
+        return torch.where(replaced, others, tokens)
+
+    def loss(
+        self, conditions: Conditions, tokens: Int[Tensor, "B L"], read: Int[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Mean cross entropy over all tokens after those `read`, and the share of tokens that are the likeliest."""
+        logits = self.model.logits(conditions, read).flatten(0, 1)
         loss = F.cross_entropy(logits, tokens.flatten(), label_smoothing=self.config.label_smoothing)
         accuracy = (logits.detach().argmax(-1) == tokens.flatten()).float().mean()
         return loss, {"loss": loss.item(), "accuracy": accuracy.item()}
