@@ -88,10 +88,8 @@ def test_a_run_on_captions(text_model: Path, prompts: Path, tmp_path: Path):
     assert train(config, tmp_path / "run", console=QUIET)
     assert set(json.loads((tmp_path / "run/evaluation.json").read_text())) == {"before", "after"}
     out = tmp_path / "out.png"
-    assert (
-        main(["sample", str(tmp_path / "run"), "--prompts", "yes ant", "no bee", "--count", "3", "--out", str(out)])
-        == 0
-    )
+    draw = ["sample", str(tmp_path / "run"), "--out", str(out)]
+    assert main([*draw, "--prompts", "yes ant", "no bee", "--count", "3"]) == 0
     with Image.open(out) as picture:
         assert picture.size[0] > picture.size[1]
     assert main([*draw, "--prompts", str(prompts), "--count", "1"]) == 0

@@ -199,7 +199,7 @@ def test_a_broken_reward_is_named_with_its_step(tiny_model: Path, tmp_path: Path
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", console=QUIET)
     # Found by the probe, it leaves no folder behind.
-    assert (tmp_path / "run").exists() == (bad_call == 3)
+    assert (tmp_path / "run").exists() == (bad_call == 4)
 
 
 def test_plain_lines_of_progress(tiny_model: Path, tmp_path: Path):

@@ -217,7 +217,8 @@ class RunFolder:
             if not saved.exists():
                 raise ValueError(f"run_dir: {self.path} holds no run to resume; start it without --resume")
             before, now = json.loads(saved.read_text()), json.loads(json.dumps(dataclasses.asdict(config)))
-            different = sorted(k for k in now if k not in ("steps", "device") and before.get(k) != now[k])
+            # Settings that the run's version did not have yet are not held against it.
+            different = sorted(k for k in now.keys() & before.keys() - {"steps", "device"} if before[k] != now[k])
             if different:
                 name = different[0]
                 raise ValueError(
