@@ -185,6 +185,7 @@ def test_likelihood_rises(pictures: Path):
 
 def test_loss_by_hand(pictures: Path):
     trainer = fresh_trainer(pictures)
+    assert isinstance(trainer.model, VAR)
     tokens, labels = trainer.tokens[:2], torch.tensor([0, trainer.model.null_class])
     conditions = Conditions(labels=torch.tensor([0, 1]), names=("", ""), null=torch.tensor([False, True]))
     loss, stats = trainer.loss(conditions, tokens, tokens)
@@ -197,7 +198,7 @@ def test_loss_by_hand(pictures: Path):
 
 def test_average_of_the_weights(pictures: Path):
     trainer = fresh_trainer(pictures)
-    parameter, average = trainer.model.transformer.head.weight, trainer.average.head.weight
+    parameter, average = (m.get_parameter("head.weight") for m in (trainer.model.transformer, trainer.average))
     expected = average.clone()
     for step in range(3):
         trainer.step(step)
