@@ -156,9 +156,8 @@ class Sample:
     def conditions(self, generator: Generator, device: torch.device) -> Conditions:
         """What is asked for: the classes or the captions, once each."""
         from sfumato.data.conditions import caption_conditions, class_conditions, find_classes, spread
-        from sfumato.data.prompts import read_prompts
+        from sfumato.data.prompts import find_prompts, read_prompts
         from sfumato.models.text import load_text_encoder
-        from sfumato.training.sampler import find_prompts
 
         if not generator.text_encoder:
             if self.prompts:

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -52,6 +53,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"prompts: {path} has no captions; write at least one")
     return prompts
+
+
+def find_prompts(name: str) -> Path:
+    """A file of prompts by path, or a bundled one by name ("emoji-captions")."""
+    bundled = Path(str(resources.files("sfumato") / f"bundled/prompts/{name}.jsonl"))
+    return bundled if bundled.is_file() else Path(name)
 
 
 class PromptSampler:

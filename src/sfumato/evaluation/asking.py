@@ -1,13 +1,11 @@
 """What models are asked to draw in an evaluation: classes or captions."""
 
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 import torch
 
 from sfumato.data.conditions import caption_conditions, class_conditions
-from sfumato.data.prompts import Prompt, read_prompts
+from sfumato.data.prompts import Prompt
 from sfumato.evaluation.targets import Drawing
 from sfumato.models.text import load_text_encoder
 from sfumato.policy import Generator
@@ -41,9 +39,3 @@ def repeated(conditions: Conditions, count: int) -> Conditions:
     if count < total:
         return conditions[torch.linspace(0, total - 1, count).long()]
     return conditions[torch.arange(count) % total]
-
-
-def prompts_of(name: str) -> list[Prompt]:
-    """The prompts of a file by path, or of a bundled one by name ("emoji-captions")."""
-    bundled = Path(str(resources.files("sfumato") / f"bundled/prompts/{name}.jsonl"))
-    return read_prompts(bundled if bundled.is_file() else name)

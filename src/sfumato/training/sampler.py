@@ -1,13 +1,12 @@
 """Where a run's conditions come from, by its config: classes, or a file of captions."""
 
 import os
-from importlib import resources
 from pathlib import Path
 
 import torch
 
 from sfumato.data.conditions import ClassSampler, ConditionSampler
-from sfumato.data.prompts import PromptSampler, read_prompts
+from sfumato.data.prompts import PromptSampler, find_prompts, read_prompts
 from sfumato.models.text import WordVectors, load_text_encoder
 from sfumato.models.text_cache import cache_features
 from sfumato.policy import Generator
@@ -38,12 +37,6 @@ def build_sampler(config: GRPOConfig, generator: Generator, device: torch.device
         captions = [prompt.caption for prompt in prompts]
         reader = cache_features(captions, encoder, lambda: load_text_encoder(encoder, device), folder)
     return PromptSampler(prompts, reader.encode, generator.longest_caption)
-
-
-def find_prompts(name: str) -> Path:
-    """A file of prompts by path, or a bundled one by name ("emoji-captions")."""
-    bundled = Path(str(resources.files("sfumato") / f"bundled/prompts/{name}.jsonl"))
-    return bundled if bundled.is_file() else Path(name)
 
 
 def text_cache_folder() -> Path:

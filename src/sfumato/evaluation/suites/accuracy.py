@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.prompts import Prompt
+from sfumato.data.prompts import Prompt, find_prompts, read_prompts
 from sfumato.evaluation.accuracy import class_hits, find_labels
-from sfumato.evaluation.asking import ask_classes, ask_prompts, prompts_of, repeated
+from sfumato.evaluation.asking import ask_classes, ask_prompts, repeated
 from sfumato.evaluation.images import batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
@@ -31,7 +31,7 @@ class AccuracySuite:
         if self.images < 1:
             raise ValueError(f"images: {self.images} is too small; give at least 1")
         classifier = load_classifier()
-        prompts = None if self.prompts is None else prompts_of(self.prompts)
+        prompts = None if self.prompts is None else read_prompts(find_prompts(self.prompts))
         return lambda target: self.measure(target, classifier, prompts)
 
     def measure(self, target: Target, classifier: Classifier, prompts: list[Prompt] | None) -> Measurement:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.prompts import Prompt
-from sfumato.evaluation.asking import ask_prompts, prompts_of
+from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.images import Images, batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
@@ -35,7 +35,7 @@ class DrawBench:
             raise ValueError("prompts: none are given; give a file of captions")
         if self.per_prompt < 1:
             raise ValueError(f"per_prompt: {self.per_prompt} is too small; give at least 1")
-        prompts = prompts_of(self.prompts)[: self.first or None]
+        prompts = read_prompts(find_prompts(self.prompts))[: self.first or None]
         reward = build_reward(dict.fromkeys(self.rewards, 1.0))
 
         def ask(generator: Generator, drawing: Drawing) -> Conditions:

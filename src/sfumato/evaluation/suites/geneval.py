@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.data.prompts import Prompt
-from sfumato.evaluation.asking import ask_prompts, prompts_of
+from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
 from sfumato.evaluation.geneval import is_correct, keep, summary
 from sfumato.evaluation.images import batches
@@ -43,7 +43,7 @@ class GenEval:
             raise ValueError("prompts: none are given; give GenEval's evaluation_metadata.jsonl")
         if self.per_prompt < 1:
             raise ValueError(f"per_prompt: {self.per_prompt} is too small; give at least 1")
-        prompts = prompts_of(self.prompts)[: self.first or None]
+        prompts = read_prompts(find_prompts(self.prompts))[: self.first or None]
         for prompt in prompts:
             check(prompt)
         detector = load_detector(self.detector, self.clip, device)
