@@ -20,6 +20,7 @@ from tiny import (
     tiny_var,
 )
 
+from sfumato.data.conditions import caption_conditions
 from sfumato.models.library import (
     RELEASES,
     build_generator,
@@ -32,6 +33,7 @@ from sfumato.models.library import (
     save_model,
 )
 from sfumato.models.llamagen import LlamaGen
+from sfumato.models.text import load_text_encoder
 from sfumato.models.var import VAR
 
 
@@ -192,9 +194,12 @@ def test_weights_of_another_shape(tiny_model: Path, tmp_path: Path):
 def test_bundled_models_load():
     for name in bundled_models():
         policy = load(name)
-        assert isinstance(policy.generator, VAR)
+        assert isinstance(policy.generator, VAR | LlamaGen)
         assert class_names(name) == policy.generator.class_names
         conditions = tiny_conditions([0, 1])
+        if policy.generator.text_encoder:
+            reader = load_text_encoder(policy.generator.text_encoder)
+            conditions = caption_conditions(["red apple", "octopus in dim light"], reader.encode)
         rollout = policy.sample(conditions, torch.arange(2))
         images = policy.decode(rollout.tokens)
         side = policy.generator.tokenizer.config.image_size
