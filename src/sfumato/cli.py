@@ -185,7 +185,10 @@ class Classes:
     def __call__(self) -> int:
         from sfumato.models.library import class_names
 
-        for number, name in enumerate(class_names(self.model)):
+        names = class_names(self.model)
+        if not names:
+            raise ValueError(f"model: {self.model} reads captions, it has no classes; draw with --prompts")
+        for number, name in enumerate(names):
             Console().print(f"{number:4d}  {name}", highlight=False)
         return FINISHED
 
