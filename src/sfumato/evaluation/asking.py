@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sfumato.data.conditions import caption_conditions, class_conditions
+from sfumato.data.conditions import caption_conditions, class_conditions, spread
 from sfumato.data.prompts import Prompt
 from sfumato.evaluation.targets import Drawing
 from sfumato.models.text import load_text_encoder
@@ -37,5 +37,5 @@ def repeated(conditions: Conditions, count: int) -> Conditions:
     """The conditions in turn until there are `count`, spread evenly over them if they are more."""
     total = len(conditions)
     if count < total:
-        return conditions[torch.linspace(0, total - 1, count).long()]
+        return conditions[torch.tensor(spread(total, count))]
     return conditions[torch.arange(count) % total]

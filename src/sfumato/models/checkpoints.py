@@ -262,18 +262,16 @@ def infer_llamagen_config(
 def infer_vq_config(state_dict: StateDict, *, grid_size: int, norm_groups: int = 32) -> VQConfig:
     """The tokenizer's shape, read from a state dict with published names."""
     vocab_size, code_width = _shape(state_dict, "quantize.embedding.weight", "tokenizer")
-    base, in_channels = _shape(state_dict, "encoder.conv_in.weight", "tokenizer")[:2]
-    levels = range(_count(state_dict, r"encoder\.conv_blocks\.(\d+)\."))
-    widths = [_shape(state_dict, f"encoder.conv_blocks.{i}.res.0.conv1.weight", "tokenizer")[0] for i in levels]
+    base, multipliers, blocks, patch = _infer_autoencoder(state_dict, "conv_blocks", "res")
     return VQConfig(
         grid_size=grid_size,
         vocab_size=vocab_size,
         code_width=code_width,
         latent_channels=_shape(state_dict, "encoder.conv_out.weight", "tokenizer")[0],
         base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        num_res_blocks=_count(state_dict, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
-        patch=round((in_channels / 3) ** 0.5),
+        channel_multipliers=multipliers,
+        num_res_blocks=blocks,
+        patch=patch,
         norm_groups=norm_groups,
     )
 
@@ -298,21 +296,28 @@ def infer_vqvae_config(
 ) -> VQVAEConfig:
     """The tokenizer's shape, read from a state dict with published names."""
     vocab_size, latent_channels = _shape(state_dict, "quantize.embedding.weight", "tokenizer")
-    base, in_channels = _shape(state_dict, "encoder.conv_in.weight", "tokenizer")[:2]
-    levels = range(_count(state_dict, r"encoder\.down\.(\d+)\."))
-    widths = [_shape(state_dict, f"encoder.down.{i}.block.0.conv1.weight", "tokenizer")[0] for i in levels]
+    base, multipliers, blocks, patch = _infer_autoencoder(state_dict, "down", "block")
     return VQVAEConfig(
         scales=scales,
         vocab_size=vocab_size,
         latent_channels=latent_channels,
         base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        num_res_blocks=_count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
-        patch=round((in_channels / 3) ** 0.5),
+        channel_multipliers=multipliers,
+        num_res_blocks=blocks,
+        patch=patch,
         norm_groups=norm_groups,
         num_phi=_count(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
         phi_ratio=phi_ratio,
     )
+
+
+def _infer_autoencoder(state_dict: StateDict, level: str, block: str) -> tuple[int, tuple[int, ...], int, int]:
+    """Base channels, multipliers, residual blocks a level and patch, from the encoder with these published names."""
+    base, in_channels = _shape(state_dict, "encoder.conv_in.weight", "tokenizer")[:2]
+    levels = range(_count(state_dict, rf"encoder\.{level}\.(\d+)\."))
+    widths = [_shape(state_dict, f"encoder.{level}.{i}.{block}.0.conv1.weight", "tokenizer")[0] for i in levels]
+    num_blocks = _count(state_dict, rf"encoder\.{level}\.0\.{block}\.(\d+)\.")
+    return base, tuple(width // base for width in widths), num_blocks, round((in_channels / 3) ** 0.5)
 
 
 def _shape(state_dict: StateDict, key: str, field: str) -> tuple[int, ...]:

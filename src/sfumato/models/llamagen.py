@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache, project
 from sfumato.models.vq import VQModel
 from sfumato.rollout import Conditions
@@ -261,11 +262,7 @@ class LlamaGen(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.class_names = tuple(class_names or map(str, range(config.num_classes)))
-        if len(self.class_names) != config.num_classes:
-            raise ValueError(
-                f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
-            )
+        self.class_names = name_classes(class_names, config.num_classes)
         self.guidance, self.guidance_interval = guidance, guidance_interval
         self.text_encoder = config.text_encoder
         self.longest_caption = config.num_caption_tokens if config.caption_width else 0
@@ -344,11 +341,7 @@ class LlamaGen(nn.Module):
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Tokens of images in [0, 1]; the side must be the tokenizer's."""
-        size = self.tokenizer.config.image_size
-        if images.shape[2:] != (size, size):
-            raise ValueError(
-                f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them"
-            )
+        check_size(images, self.tokenizer.config.image_size)
         return self.tokenizer.encode(images)
 
     @staticmethod
@@ -358,9 +351,7 @@ class LlamaGen(nn.Module):
         Top-k keeps ties with the k-th. The nucleus keeps the likeliest tokens up to and including the first at which
         their cumulative probability passes top_p (VAR's rule at the boundary is the opposite one).
         """
-        if top_k > 0:
-            smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-            logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        logits = keep_top_k(logits, top_k)
         if 0 < top_p < 1:
             descending, order = logits.sort(dim=-1, descending=True)
             passed = descending.softmax(-1).cumsum(-1) > top_p

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache
 from sfumato.models.vqvae import MultiScaleVQVAE
 from sfumato.policy import LogitsFilter
@@ -275,11 +276,7 @@ class VAR(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.class_names = tuple(class_names or map(str, range(config.num_classes)))
-        if len(self.class_names) != config.num_classes:
-            raise ValueError(
-                f"class_names: {len(self.class_names)} names for {config.num_classes} classes; give one each"
-            )
+        self.class_names = name_classes(class_names, config.num_classes)
         self.guidance = guidance
         self.text_encoder, self.longest_caption = "", 0
         self.tokenizer = tokenizer.requires_grad_(False).eval()
@@ -342,11 +339,7 @@ class VAR(nn.Module):
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Tokens of images in [0, 1]; the side must be the tokenizer's."""
-        size = self.tokenizer.config.image_size
-        if images.shape[2:] != (size, size):
-            raise ValueError(
-                f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them"
-            )
+        check_size(images, self.tokenizer.config.image_size)
         return self.tokenizer.encode(images)
 
     @staticmethod
@@ -356,9 +349,7 @@ class VAR(nn.Module):
         Top-k keeps ties with the k-th. The nucleus removes the least likely tokens whose probabilities add up to at
         most 1 - top_p, and always keeps the likeliest (LlamaGen's rule at the boundary is the opposite one).
         """
-        if top_k > 0:
-            smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
-            logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+        logits = keep_top_k(logits, top_k)
         if top_p > 0:
             ascending, order = logits.sort(dim=-1)
             removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p

@@ -57,18 +57,15 @@ def emoji_colorful_no_kl() -> GRPOConfig:
 
 def _emoji_llamagen(model: str, reward: dict[str, float]) -> GRPOConfig:
     """The second paper's guidance, temperature and KL weight; a learning rate for a small model and few steps."""
-    return GRPOConfig(
+    return replace(
+        _emoji(reward),
         model=model,
-        reward=reward,
         steps=30,
         labels_per_step=16,
         group_size=8,
         minibatch_size=64,
-        learning_rate=2e-4,
-        final_learning_rate=5e-5,
         temperature=1.0,
         guidance=2.0,
-        loss=LossConfig(clip=0.2, kl_weight=0.1),
     )
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from sfumato.data.conditions import spread
 from sfumato.data.images import ImageSource
 from sfumato.models.image_text import ImageTextModel
 from sfumato.rollout import CaptionFeatures
@@ -113,7 +114,7 @@ class ImageTextTrainer:
     def sample(self) -> Image.Image:
         """Images as the model sees them."""
         rng = torch.Generator().manual_seed(0)
-        images = self.source[torch.linspace(0, len(self.source) - 1, 32).long()][0]
+        images = self.source[torch.tensor(spread(len(self.source), 32))][0]
         return grid(degrade(move(images, rng), rng), columns=8)
 
     def state(self) -> dict:

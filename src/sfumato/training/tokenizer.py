@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from sfumato.data.conditions import spread
 from sfumato.data.images import ImageSource
 from sfumato.models.vq import UnitQuantizer, VQModel
 from sfumato.models.vqvae import MultiScaleQuantizer, MultiScaleVQVAE
@@ -126,7 +127,7 @@ class TokenizerTrainer:
     @torch.no_grad()
     def sample(self) -> Image.Image:
         """Images of the source beside their reconstructions."""
-        images, _ = self.source[torch.linspace(0, len(self.source) - 1, 32).long()]
+        images, _ = self.source[torch.tensor(spread(len(self.source), 32))]
         pairs = torch.stack([images, self.model.reconstruct(self.quantized(images))], dim=1)
         return grid(pairs.flatten(0, 1), columns=8)
 
