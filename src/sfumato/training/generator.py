@@ -40,8 +40,9 @@ class GeneratorTraining:
     label_smoothing: float = 0.0
     """probability mass spread over the vocabulary"""
     token_noise: float = 0.0
-    """share of the tokens read that are replaced by tokens from anywhere in the data, so that a generator that has seen
-    few images learns to go on from its own slips; the tokens to be predicted stay"""
+    """the largest share of the tokens read that are replaced by those of another image of the batch at the same place
+    (each image's share is drawn from 0 to this), so that a generator that has seen few images learns to follow its
+    condition and to go on from its own slips; the tokens to be predicted stay"""
     ema_decay: float = 0.998
     """moving average of the weights; the average is what is sampled and shipped"""
 
@@ -103,12 +104,11 @@ class GeneratorTrainer:
         return caption_conditions(self.source.captions(index, rng), self.reader.encode)
 
     def disturbed(self, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """The tokens with `token_noise` of them replaced."""
+        """The tokens with up to `token_noise` of each image's replaced by its neighbour's."""
         if not self.config.token_noise:
             return tokens
-        replaced = torch.rand(tokens.shape, generator=self.rng) < self.config.token_noise
-        others = self.tokens.flatten()[torch.randint(self.tokens.numel(), tokens.shape, generator=self.rng)]
-        return torch.where(replaced, others, tokens)
+        share = self.config.token_noise * torch.rand(len(tokens), 1, generator=self.rng)
+        return torch.where(torch.rand(tokens.shape, generator=self.rng) < share, tokens.roll(1, 0), tokens)
 
     def loss(
         self, conditions: Conditions, tokens: Int[Tensor, "B L"], read: Int[Tensor, "B L"]
