@@ -52,5 +52,6 @@ PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], AnyPretrainConfig]]] = {
     "emoji-t2i": _with_help(pretraining.emoji_t2i),
     "emoji-clip": _with_help(pretraining.emoji_clip),
     "emoji-classifier": _with_help(pretraining.emoji_classifier),
+    "emoji-rival": _with_help(pretraining.emoji_rival),
 }
 """Pre-training recipes by name, each with one line of help."""

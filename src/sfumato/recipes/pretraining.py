@@ -6,8 +6,14 @@ from sfumato.models.llamagen import LlamaGenConfig
 from sfumato.models.var import VARConfig
 from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import VQVAEConfig
+from sfumato.training.classifier import ClassifierTraining
 from sfumato.training.generator import GeneratorTraining
-from sfumato.training.pretrain import ClassifierPretrainConfig, ImageTextPretrainConfig, PretrainConfig
+from sfumato.training.pretrain import (
+    ClassifierPretrainConfig,
+    ImageTextPretrainConfig,
+    PretrainConfig,
+    RivalPretrainConfig,
+)
 from sfumato.training.tokenizer import TokenizerTraining
 
 
@@ -78,3 +84,8 @@ def emoji_clip() -> ImageTextPretrainConfig:
 def emoji_classifier() -> ClassifierPretrainConfig:
     """Classifier of the same 512 emoji, for evaluation only."""
     return ClassifierPretrainConfig()
+
+
+def emoji_rival() -> RivalPretrainConfig:
+    """Another classifier of the same emoji, for rewards only."""
+    return RivalPretrainConfig(training=ClassifierTraining(steps=1600))

@@ -1,6 +1,7 @@
-"""Training of the evaluation classifier on augmented images."""
+"""Training of the classifiers on augmented images: the evaluation's here, those of the rewards' in `rival.py`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.data.images import EmojiImages, ImageSource, compose
-from sfumato.models.classifier import Classifier
+from sfumato.models.classifier import Classifier, PatchClassifier
 from sfumato.training.optimizer import descend
 from sfumato.training.pictures import grid
 from sfumato.training.schedule import cosine_schedule
@@ -83,17 +84,34 @@ def random_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tupl
     return compose(source.sprites[labels], backgrounds, lights), labels
 
 
+def augmented_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple[Tensor, Int[Tensor, " B"]]:
+    """Augmented images in [0, 1], and labels."""
+    images, labels = random_scenes(source, count, rng)
+    return augment(images, rng), labels
+
+
+Draw = Callable[[ImageSource, int, torch.Generator], tuple[Tensor, Tensor]]
+"""so many augmented images of a source, and their labels"""
+
+
 class ClassifierTrainer:
     """One classifier and its optimizer: `step` trains on a batch, `state` is all that resumes."""
 
-    def __init__(self, model: Classifier, source: ImageSource, config: ClassifierTraining, rng: torch.Generator):
-        self.model, self.source, self.config, self.rng = model, source, config, rng
+    def __init__(
+        self,
+        model: Classifier | PatchClassifier,
+        source: ImageSource,
+        config: ClassifierTraining,
+        rng: torch.Generator,
+        draw: Draw = augmented_scenes,
+    ):
+        self.model, self.source, self.config, self.rng, self.draw = model, source, config, rng, draw
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
         self.schedule = cosine_schedule(config.steps, config.warmup_steps)
 
     def step(self, step: int) -> dict[str, float]:
-        images, labels = random_scenes(self.source, self.config.batch_size, self.rng)
-        logits = self.model.train()(augment(images, self.rng))
+        images, labels = self.draw(self.source, self.config.batch_size, self.rng)
+        logits = self.model.train()(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         descend(self.optimizer, loss, self.config.learning_rate * self.schedule(step), self.config.max_grad_norm)
         return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels).float().mean().item()}
@@ -103,8 +121,8 @@ class ClassifierTrainer:
         """Top-1 and top-5 accuracy on augmented images from a random stream that training never draws."""
         rng, hits = torch.Generator().manual_seed(seed), torch.zeros(2)
         for _ in range(count // 64):
-            images, labels = random_scenes(self.source, 64, rng)
-            logits = self.model.eval()(augment(images, rng))
+            images, labels = self.draw(self.source, 64, rng)
+            logits = self.model.eval()(images)
             top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits += torch.stack([top[:, 0].sum(), top.sum()])
         top1, top5 = (hits / (count // 64 * 64)).tolist()
@@ -112,8 +130,7 @@ class ClassifierTrainer:
 
     def sample(self) -> Image.Image:
         """Augmented images, as the classifier sees them."""
-        rng = torch.Generator().manual_seed(0)
-        return grid(augment(random_scenes(self.source, 32, rng)[0], rng), columns=8)
+        return grid(self.draw(self.source, 32, torch.Generator().manual_seed(0))[0], columns=8)
 
     def state(self) -> dict:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}

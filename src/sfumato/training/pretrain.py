@@ -12,7 +12,13 @@ import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
-from sfumato.models.classifier import Classifier, ClassifierConfig, save_classifier
+from sfumato.models.classifier import (
+    Classifier,
+    ClassifierConfig,
+    PatchClassifier,
+    PatchClassifierConfig,
+    save_classifier,
+)
 from sfumato.models.image_text import ImageTextConfig, ImageTextModel, save_image_text
 from sfumato.models.library import build_generator, family_of, load_part, locate, save_model
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
@@ -21,10 +27,11 @@ from sfumato.models.var import VAR, VARConfig
 from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
 from sfumato.training.checkpoint import Interrupt, load_state, save_state, write_atomically
-from sfumato.training.classifier import ClassifierTrainer, ClassifierTraining
+from sfumato.training.classifier import ClassifierTrainer, ClassifierTraining, augmented_scenes
 from sfumato.training.generator import GeneratorTrainer, GeneratorTraining
 from sfumato.training.image_text import ImageTextTrainer, ImageTextTraining
 from sfumato.training.pictures import save_png
+from sfumato.training.rival import rival_scenes
 from sfumato.training.tokenizer import TokenizerTrainer, TokenizerTraining
 
 
@@ -65,6 +72,24 @@ class ClassifierPretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RivalPretrainConfig:
+    """A classifier for rewards, of another shape and from other images than that of evaluation."""
+
+    widths: tuple[int, ...] = (64, 128, 192)
+    """channels of each stage; every stage after the first merges 2 × 2 patches"""
+    depths: tuple[int, ...] = (1, 2, 2)
+    """blocks of each stage"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """the only stage"""
+    seed: int = 1
+    """of weights and draws"""
+    save_every: int = 250
+    """steps between checkpoints and sample grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextPretrainConfig:
     """An image-text model for rewards, trained from scratch."""
 
@@ -80,7 +105,7 @@ class ImageTextPretrainConfig:
     """steps between checkpoints and sample grids"""
 
 
-AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | ImageTextPretrainConfig
+AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | RivalPretrainConfig | ImageTextPretrainConfig
 
 
 @runtime_checkable
@@ -126,6 +151,7 @@ def pretrain(
     run = {
         PretrainConfig: pretrain_generator,
         ClassifierPretrainConfig: pretrain_classifier,
+        RivalPretrainConfig: pretrain_classifier,
         ImageTextPretrainConfig: pretrain_image_text,
     }[type(config)]
     return run(config, data, run_dir, resume=resume, report=report, interrupt=interrupt)
@@ -148,15 +174,25 @@ def pretrain_image_text(
 
 
 def pretrain_classifier(
-    config: ClassifierPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
+    config: ClassifierPretrainConfig | RivalPretrainConfig,
+    data: Path,
+    run_dir: Path,
+    *,
+    resume: bool,
+    report: Report,
+    interrupt: Interrupt,
 ) -> bool:
     """Train a classifier in `run_dir`, whose `model/` is the result; returns whether it was finished."""
     source = open_source(data, config.image_size)
     claim(run_dir, config, resume)
     torch.manual_seed(config.seed)  # initial weights
-    shape = ClassifierConfig(num_classes=len(source.class_names), widths=config.widths)
-    model = Classifier(shape, source.class_names)
-    trainer = ClassifierTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed))
+    names, draw = source.class_names, augmented_scenes
+    if isinstance(config, RivalPretrainConfig):
+        shape = PatchClassifierConfig(num_classes=len(names), widths=config.widths, depths=config.depths)
+        model, draw = PatchClassifier(shape, names), rival_scenes
+    else:
+        model = Classifier(ClassifierConfig(num_classes=len(names), widths=config.widths), names)
+    trainer = ClassifierTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed), draw)
     if not run_stage(trainer, run_dir / "classifier", config.training.steps, config.save_every, report, interrupt):
         return False
     top1, top5 = trainer.held_out_accuracy()
