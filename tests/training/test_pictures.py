@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfumato.training.pictures import grid, save_png, side_by_side, to_pil
+from sfumato.training.pictures import grid, save_png, side_by_side, tiles, to_pil
 
 
 def test_grid():
@@ -19,6 +19,15 @@ def test_grid():
         assert (tile == colour).all()
     assert (sheet[:2] == 255).all()
     assert (sheet[:, 17:19] == 255).all()
+
+
+def test_a_grid_is_cut_into_its_images():
+    images = torch.linspace(0, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
+    cut = tiles(grid(images, columns=2, zoom=3), columns=2)
+    assert len(cut) == 6  # the last row has one image and a place left white
+    for tile, image in zip(cut, to_pil(images), strict=False):
+        assert np.array_equal(np.array(tile), np.array(image).repeat(3, 0).repeat(3, 1))
+    assert (np.array(cut[5]) == 255).all()
 
 
 def test_rounding_to_bytes():

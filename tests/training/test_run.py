@@ -5,16 +5,19 @@ import math
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
 from run_folders import assert_same_run, checkpoint_of, metrics_of
-from tiny import CLASS_NAMES, tiny_config
+from tiny import CLASS_NAMES, tiny_conditions, tiny_config
 
 from sfumato.algorithms.losses import LossConfig
 from sfumato.models.library import load
+from sfumato.rewards.pixels import brightness
 from sfumato.training.logger import MetricsFile
+from sfumato.training.pictures import COLUMNS, tiles
 from sfumato.training.run import train
 
 QUIET = Console(quiet=True)
@@ -59,6 +62,17 @@ def test_metrics_of_a_run(finished_run: Path):
         assert all(math.isfinite(value) for value in line.values())
     assert lines[0]["reward_mean"] == lines[0]["reward/brightness"]
     assert lines[0]["kl"] < lines[-1]["kl"]
+
+
+def test_rewards_of_the_fixed_pictures(finished_run: Path):
+    lines = [json.loads(line) for line in (finished_run / "fixed_set.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    for line in lines:
+        assert line["names"] == [CLASS_NAMES[n * 4 // 15] for n in range(16) for _ in range(2)]  # spread evenly
+        assert sum(line["rewards"]) / 32 == pytest.approx(line["reward_mean"], abs=1e-4)
+        with Image.open(finished_run / f"samples/step-{line['step']:06d}.png") as sheet:
+            drawn = torch.tensor(np.stack([np.array(tile) for tile in tiles(sheet, COLUMNS)])).movedim(3, 1) / 255
+        assert brightness(drawn, tiny_conditions([0] * 32)).tolist() == pytest.approx(line["rewards"], abs=0.002)
 
 
 def test_a_run_is_a_model(finished_run: Path):

@@ -9,6 +9,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+COLUMNS = 8
+"""of the pictures in a run's samples/"""
+
 
 def grid(images: Float[Tensor, "B 3 H W"], columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
     """Images in [0, 1] laid out row by row on white, each pixel enlarged `zoom` times."""
@@ -20,6 +23,13 @@ def grid(images: Float[Tensor, "B 3 H W"], columns: int, zoom: int = 1, gap: int
         row, column = divmod(n, columns)
         sheet.paste(tile, (gap + column * (width * zoom + gap), gap + row * (height * zoom + gap)))
     return sheet
+
+
+def tiles(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
+    """The square images of a `grid`, with what is left white in its last row."""
+    side = (sheet.width - gap) // columns
+    corners = [(x, y) for y in range(gap, sheet.height, side) for x in range(gap, sheet.width, side)]
+    return [sheet.crop((x, y, x + side - gap, y + side - gap)) for x, y in corners]
 
 
 def to_pil(images: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:

@@ -24,7 +24,7 @@ from sfumato.training.curves import plot_curves, plot_held_out
 from sfumato.training.grpo import GRPO
 from sfumato.training.held_out import REPEATS, HeldOut
 from sfumato.training.logger import MetricsFile, TrainingView, read_lines
-from sfumato.training.pictures import grid, save_png, side_by_side
+from sfumato.training.pictures import COLUMNS, grid, save_png, side_by_side
 from sfumato.training.sampler import build_sampler
 
 
@@ -150,7 +150,7 @@ class Run:
             rollout = self.algorithm.policy.sample(conditions, torch.arange(len(conditions)))
             images = self.algorithm.policy.decode(rollout.tokens).float()
         self.log_fixed_set(step, rollout, images)
-        save_png(grid(images, columns=8, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
+        save_png(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
         first, now = self.folder.sample_path(0), self.folder.sample_path(step)
         with Image.open(first) as before, Image.open(now) as after:
             titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
@@ -158,7 +158,8 @@ class Run:
         plot_curves(self.folder.path)
 
     def log_fixed_set(self, step: int, rollout: Rollout, images: Tensor) -> None:
-        """Entropy a unit and in the mean, and the reward, of the fixed conditions; a line in `fixed_set.jsonl`."""
+        """Entropy a unit and in the mean, and the reward, of the fixed conditions, and the name and reward of each of
+        their pictures; a line in `fixed_set.jsonl`."""
         units = rollout.entropy.mean(0).split(self.algorithm.policy.generator.units)
         total, _ = self.algorithm.reward(images, rollout.conditions)
         line = {
@@ -166,6 +167,8 @@ class Run:
             "entropy": rollout.entropy.mean().item(),
             "reward_mean": total.nanmean().item(),
             "entropy_by_unit": [round(unit.mean().item(), 4) for unit in units],
+            "names": rollout.conditions.names,
+            "rewards": [round(score, 4) for score in total.tolist()],
         }
         path = self.folder.path / "fixed_set.jsonl"
         kept = [row for row in read_lines(path) if row["step"] < step]
