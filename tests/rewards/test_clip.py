@@ -12,6 +12,7 @@ from tiny import tiny_conditions
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.backbone import load_clip
+from sfumato.rewards.preprocessing import pad_square
 from sfumato.rollout import Conditions
 
 transformers = pytest.importorskip("transformers")
@@ -133,11 +134,23 @@ def test_hps_reads_open_clips_names(clip_folder: Path, tmp_path: Path):
     weights = tmp_path / "hps.pt"
     torch.save({"state_dict": to_open_clip(transformers.CLIPModel.from_pretrained(clip_folder).state_dict())}, weights)
     reward = build_reward({f"hps?weights={weights}&base={clip_folder}": 1.0, f"clip?model={clip_folder}": 1.0})
-    hps, clip = reward(IMAGES, CONDITIONS)[1].values()
+    images = IMAGES.repeat_interleave(7, 2).repeat_interleave(7, 3)  # of the model's side: neither resizes them
+    hps, clip = reward(images, CONDITIONS)[1].values()
     torch.testing.assert_close(hps, clip, rtol=0, atol=1e-6)
     torch.save({"state_dict": {"logit_scale": torch.ones(())}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"weights: .*other\.pt do not fit .*Missing key"):
         build_reward({f"hps?weights={tmp_path}/other.pt&base={clip_folder}": 1.0})
+
+
+@pytest.mark.parametrize(("height", "width", "bars"), [(32, 16, (0, 2)), (16, 32, (2, 0)), (24, 24, (0, 0))])
+def test_hps_sees_the_whole_image(height: int, width: int, bars: tuple[int, int]):
+    """Between black bars, as its published processor pads; a plain image stays plain."""
+    square = pad_square(torch.full((1, 3, height, width), 0.6), 8)
+    assert square.shape == (1, 3, 8, 8)
+    top, left = bars
+    inside = square[..., top : 8 - top, left : 8 - left]
+    torch.testing.assert_close(inside, torch.full_like(inside, 0.6), rtol=0, atol=1e-6)
+    assert (square > 0).sum() == inside.numel()
 
 
 def test_pickscore_is_the_scaled_cosine(clip_folder: Path):

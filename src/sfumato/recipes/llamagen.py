@@ -16,6 +16,7 @@ def llamagen_recipe(size: str, pixels: int) -> GRPOConfig:
     """Class-conditional: 8 classes × 8 images, learning rate 1e-5, decay 0.05, beta 0.1, epsilon 0.2, guidance 2."""
     return GRPOConfig(
         model=f"llamagen-{size}-{pixels}",
+        caption_template="a photo of {name}",
         reward=REWARD,
         steps=1000,
         labels_per_step=8,

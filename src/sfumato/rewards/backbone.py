@@ -1,7 +1,7 @@
 """CLIP through transformers: one copy of a model serves all rewards that use it, and sees a batch once."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import centre_crop, normalise, resize_shortest
+from sfumato.rewards.preprocessing import crop_square, normalise
 from sfumato.rewards.sharing import OncePerBatch
 
 CAPTIONS_KEPT = 100_000
@@ -20,14 +20,14 @@ CAPTIONS_KEPT = 100_000
 class Clip:
     """A CLIP model with its tokenizer, and the embeddings of the last batch and of all captions seen."""
 
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+    def __init__(self, model: Any, tokenizer: Any, fit: Callable[[Tensor, int], Tensor] = crop_square):
+        self.model, self.tokenizer, self.fit = model.eval().requires_grad_(False), tokenizer, fit
         self.side: int = model.config.vision_config.image_size
         self._last: OncePerBatch[Tensor] = OncePerBatch()
         self._captions: dict[str, Tensor] = {}
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Unit vectors of images in [0, 1], resized to the model's side and cropped as CLIP's processor does."""
+        """Unit vectors of images in [0, 1], made squares of the model's side as its processor does."""
         return self._last(images, lambda: self._embed_images(images))
 
     def text_embeddings(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "B D"]:
@@ -47,7 +47,7 @@ class Clip:
     @torch.no_grad()
     def _embed_images(self, images: Tensor) -> Tensor:
         self.model.to(images.device)
-        pixels = normalise(centre_crop(resize_shortest(images, self.side), self.side, self.side))
+        pixels = normalise(self.fit(images, self.side))
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 

@@ -18,24 +18,34 @@ REALISM = {
 }
 """AR-GRPO: realism, by a vision-language model"""
 
+RELEASED = "levels=-1,0.5,1,1.5&thresholds=0,0.3,0.6"
+"""AR-GRPO's code, where the paper is silent: thresholds of the quantised variants, and a fourth level below 0"""
+
 COMPOSITIONS: dict[str, dict[str, float]] = {
     "ar-grpo": {**CONDITIONAL, **QUALITY, **REALISM},
     "ar-grpo-a": CONDITIONAL,
     "ar-grpo-b": {**CONDITIONAL, **QUALITY},
     "ar-grpo-c": {**CONDITIONAL, **REALISM},
     "ar-grpo-d": {**CONDITIONAL, **QUALITY, **REALISM},
+    "ar-grpo-released": {
+        **{f"clip?model=openai/clip-vit-base-patch32&{option}": 1.0 for option in ("scale=5", RELEASED)},
+        **{f"hps?{option}": 1.0 for option in ("scale=5", RELEASED)},
+        **QUALITY,
+        **REALISM,
+    },
     "var-aesthetic": {"aesthetic": 1.0},
     "var-painting": {"clip?prompt=a painting": 1.0},
     "var-aesthetic-painting": {"aesthetic?scale=0.1": 1.0, "clip?prompt=a painting": 1.0},
 }
-"""Sums by name: AR-GRPO's eight parts and its ablations A to D, and the rewards of Gallici & Sáez de Ocáriz Borde
-(2025). The scale in the last one is ours: it makes the two spread alike."""
+"""Sums by name: AR-GRPO's eight parts, its ablations A to D, the eight as its code has them; and the rewards of
+Gallici & Sáez de Ocáriz Borde (2025). The scale in the last one is ours: it makes the two spread alike."""
 
 
 def expand(weights: Mapping[str, float]) -> dict[str, float]:
     """The weights, with every composition replaced by its parts times the composition's weight.
 
     An option of a composition names the reward that it is for: `ar-grpo?judge.endpoint=http://127.0.0.1:8000/v1`.
+    Thresholds are for its quantised variant alone.
 
     Raises:
         ValueError: an option of a composition names none of its rewards.
@@ -58,8 +68,11 @@ def _parts(name: str) -> Mapping[str, float]:
         if not dot or reward not in rewards:
             example = f"{rewards[0]}.{option or item}"
             raise ValueError(f"reward {name!r}: {item!r} is for none of its rewards; write {example}, for example")
+        quantised = option.startswith("thresholds=")
         parts = {
-            f"{part}{'&' if '?' in part else '?'}{option}" if part.partition("?")[0] == reward else part: weight
+            f"{part}{'&' if '?' in part else '?'}{option}"
+            if part.partition("?")[0] == reward and (not quantised or "levels=" in part)
+            else part: weight
             for part, weight in parts.items()
         }
     return parts

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip
+from sfumato.rewards.preprocessing import pad_square
 from sfumato.rollout import Conditions
 
 
@@ -45,7 +46,7 @@ def load_hps(weights: str, base: str) -> Clip:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"weights: {weights} do not fit {base} ({' '.join(str(error).split())[:200]})") from error
-    return Clip(model, tokenizer)
+    return Clip(model, tokenizer, pad_square)
 
 
 NAMES = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.rewards import needs
 from sfumato.rewards.aesthetic import build_head
-from sfumato.rewards.preprocessing import centre_crop, normalise, resize_shortest
+from sfumato.rewards.preprocessing import crop_square, normalise
 from sfumato.rewards.sharing import OncePerBatch
 from sfumato.rollout import Conditions
 
@@ -65,9 +65,7 @@ class Loaded:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         vision: Any = self.networks["vision"]
-        side = vision.config.image_size
-        pixels = normalise(centre_crop(resize_shortest(images, side), side, side))
-        return vision(pixel_values=pixels).last_hidden_state
+        return vision(pixel_values=normalise(crop_square(images, vision.config.image_size))).last_hidden_state
 
 
 @functools.cache

@@ -57,6 +57,24 @@ def centre_crop(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Fl
     return images[..., top : top + height, left : left + width]
 
 
+def crop_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:
+    """The middle of images whose shorter side is resized to `side` pixels: what CLIP sees."""
+    return centre_crop(resize_shortest(images, side), side, side)
+
+
+def pad_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:
+    """Whole images whose longer side is resized to `side` pixels, between black bars: what HPSv2 sees.
+
+    Its processor resizes numbers rather than 8-bit values, and so rounds nothing after resizing.
+    """
+    height, width = (round(length * side / max(images.shape[-2:])) for length in images.shape[-2:])
+    images = to_bytes(images).float() / 255
+    if images.shape[-2:] != (height, width):
+        images = F.interpolate(images, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(images, (left, side - width - left, top, side - height - top))
+
+
 def normalise(
     images: Float[Tensor, "B 3 H W"], mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> Float[Tensor, "B 3 H W"]:
