@@ -63,6 +63,11 @@ def test_csv(tmp_path: Path):
     ]
 
 
+def test_table_of_drawbench(tmp_path: Path):
+    path = write(tmp_path, "drawbench.csv", "Prompts,Category\nA cube made of brick.,DALL-E\n")
+    assert read_prompts(path) == [Prompt("A cube made of brick.", {"Category": "DALL-E"})]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -79,7 +84,7 @@ def test_csv(tmp_path: Path):
         (
             "p.csv",
             "id,name\n1,a\n",
-            r"p\.csv, line 1: no column is called 'caption', 'prompt' or 'text'; add a header",
+            r"p\.csv, line 1: no column is called 'caption', 'prompt', 'text' or 'Prompts'; add a header",
         ),
         ("p.csv", "", r"p\.csv, line 1: no column is called"),
         ("p.csv", "text,id\na cat, a dog,1\n", r"p\.csv, line 2: 3 columns where the header has 2; put captions with"),
@@ -87,7 +92,11 @@ def test_csv(tmp_path: Path):
         ("p.csv", "text,id\na,1\n ,2\n", r"p\.csv, line 3: the caption is empty; write one or remove the line"),
         ("p.jsonl", '"a"\n""\n', r"p\.jsonl, line 2: the caption is empty"),
         ("p.json", '["a", {"caption": " "}]', r"p\.json, item 2: the caption is empty"),
-        ("p.jsonl", '"a"\n\n{"name": "a"}', r"line 3: there is no caption; put it under 'caption', 'prompt' or 'text'"),
+        (
+            "p.jsonl",
+            '"a"\n\n{"name": "a"}',
+            r"line 3: there is no caption; put it under 'caption', 'prompt', 'text' or",
+        ),
         ("p.jsonl", '{"text": 5}', r"p\.jsonl, line 1: the caption is 5; write a string"),
         ("p.jsonl", "null", r"p\.jsonl, line 1: the caption is null; write a string"),
         ("p.json", '[["a"]]', r'p\.json, item 1: the caption is \["a"\]; write a string'),

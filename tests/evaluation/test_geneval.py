@@ -1,18 +1,27 @@
 """GenEval's rules on constructed scenes with known answers."""
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny_transformers import save_clip, save_mask2former
 
 from sfumato.cli import main
-from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, prepare
-from sfumato.evaluation.geneval import Detection, is_correct, keep, relative_position, summary
-from sfumato.evaluation.images import write_image
+from sfumato.data.prompts import find_prompts, read_prompts
+from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, load_detector, prepare
+from sfumato.evaluation.geneval import COLOURS, Detection, is_correct, keep, relative_position, summary
+from sfumato.evaluation.images import read_images, write_image
 from sfumato.evaluation.measurement import read_measurement
-from sfumato.evaluation.suites.geneval import figures
+from sfumato.evaluation.suites.geneval import check, figures, shows
+from sfumato.rewards.backbone import Clip
 
 
 def at(x: float, y: float, size: float = 10, score: float = 0.95) -> Detection:
@@ -132,6 +141,187 @@ def test_images_of_the_detector():
     assert (pixels[:, :, 444:] == 0).all()
 
 
+def test_published_prompts():
+    prompts = read_prompts(find_prompts("geneval"))
+    for prompt in prompts:
+        check(prompt)
+    assert Counter(prompt.metadata["tag"] for prompt in prompts) == {
+        "single_object": 80,
+        "two_object": 99,
+        "counting": 80,
+        "colors": 94,
+        "position": 100,
+        "color_attr": 100,
+    }
+    assert {prompt.metadata["include"][0]["class"] for prompt in prompts[:80]} == set(OBJECTS)  # pyright: ignore
+    assert prompts[0].caption == "a photo of a bench"
+
+
+class Palette(Clip):
+    """Sees the mean colour of a picture, grey being nothing, and reads the names of some colours."""
+
+    NAMED: ClassVar = {"red": (1, -1, -1), "blue": (-1, -1, 1), "purple": (1, -1, 1)}
+
+    def __init__(self):
+        self.pictures: list[torch.Tensor] = []
+        self.captions: list[str] = []
+
+    def image_embeddings(self, images: torch.Tensor) -> torch.Tensor:
+        self.pictures.append(images)
+        return F.normalize((images - 0x99 / 255).mean((2, 3)), dim=1)
+
+    def text_embeddings(self, captions: Sequence[str], device: torch.device) -> torch.Tensor:
+        self.captions = list(captions)
+        named = [next((rgb for name, rgb in self.NAMED.items() if name in c), (0, 0, 0)) for c in captions]
+        return F.normalize(torch.tensor(named).float(), dim=1)
+
+
+def test_colour_is_that_of_the_object_alone():
+    """A red diagonal on blue: without the mask, what lies in the box would be purple."""
+    image = torch.zeros(3, 8, 8)
+    mask = torch.eye(8, dtype=torch.bool)
+    image[0], image[2] = mask.float(), (~mask).float()
+    box = (0.0, 0.0, 8.0, 8.0)
+    palette = Palette()
+    detector = Detector(None, palette, torch.device("cpu"))
+    found = [Detection(box, 0.9, mask), Detection(box, 0.8, ~mask), Detection(box, 0.7)]
+    assert detector.colours(image, found, "car") == ["red", "blue", "blue"]
+    image[0], image[2] = 1, (~mask).float()  # now red on magenta
+    assert detector.colours(image, found[:2], "car") == ["red", "purple"]
+    assert palette.captions[:3] == ["a photo of a red car", "a photo of a red-colored car", "a photo of a red object"]
+    assert len(palette.captions) == 3 * len(COLOURS) == 30
+    for colour, expected in (("red", True), ("blue", False)):
+        metadata = {"include": [{"class": "car", "count": 1, "color": colour}]}
+        assert is_correct({"car": found[:1]}, metadata, lambda o, name: detector.colours(image, o, name)) is expected
+
+
+def test_cut_out_as_pillow_does():
+    """GenEval's own code: the image over #999 through the mask, cropped to a box that is rounded."""
+    rng = np.random.default_rng(0)
+    pixels, mask = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), rng.random((9, 12)) < 0.5
+    box = (1.6, 2.4, 10.5, 7.5)
+    picture = Image.fromarray(pixels)
+    blank = Image.new("RGB", picture.size, color="#999")
+    expected = np.array(Image.composite(picture, blank, Image.fromarray(mask)).crop(box))
+    ours = cut_out(torch.from_numpy(pixels).permute(2, 0, 1) / 255, Detection(box, 1.0, torch.from_numpy(mask)))
+    assert np.array_equal((ours * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A random Mask2Former and CLIP, saved as the released ones are."""
+    pytest.importorskip("transformers")
+    return save_mask2former(tmp_path_factory.mktemp("detector")), save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def test_detector_as_transformers_does(released: tuple[Path, Path]):
+    """Preparation of images and confidences against transformers' own processor."""
+    from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
+
+    processor = Mask2FormerImageProcessorPil(size_divisor=0)  # it would stretch to multiples of 32 rather than pad
+    pixels = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    theirs = processor(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"]
+    ours, (tall, wide) = prepare(pixels[None] / 255)
+    assert ours.shape == (1, 3, 800, 1216)
+    assert theirs.shape == (1, 3, tall, wide) == (1, 3, 800, 1200)
+    # They round to 8 bits across and again down: a step, divided by the deviation.
+    torch.testing.assert_close(ours[..., :tall, :wide], theirs, rtol=0, atol=1.01 / 255 / 0.224)
+    model = load_detector(str(released[0]), str(released[1]), torch.device("cpu")).model
+    with torch.no_grad():
+        out = model(pixel_values=ours[..., :160, :160])
+    (expected,) = processor.post_process_instance_segmentation(out, threshold=0.0)
+    masks = F.interpolate(out.masks_queries_logits, (384, 384), mode="bilinear")[0]  # as they do before they judge
+    found = [
+        (OBJECTS.index(name), o.score)
+        for name, each in find_objects(out.class_queries_logits[0], masks).items()
+        for o in each
+    ]
+    for segment in expected["segments_info"]:
+        scores = [score for label, score in found if label == segment["label_id"]]
+        assert min(abs(score - segment["score"]) for score in scores) < 1e-5
+    assert len(expected["segments_info"]) == 6
+
+
+def test_the_suite_with_its_networks(
+    released: tuple[Path, Path], text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """From captions to scores, through the very classes that load the released networks."""
+    monkeypatch.setattr("sfumato.evaluation.detector.SHORT", 96)  # the published side takes seconds an image
+    monkeypatch.setattr("sfumato.evaluation.geneval.THRESHOLD", 0.01)
+    monkeypatch.setattr("sfumato.evaluation.geneval.COUNTING_THRESHOLD", 0.01)
+    detector, clip = map(str, released)
+    prompts = [read_prompts(find_prompts("geneval"))[n] for n in (2, 200, 300, 400, 500)]
+    lines = [{**prompt.metadata, "prompt": prompt.caption} for prompt in prompts]
+    include = [{"class": "bicycle", "count": 1, "color": "white"}]
+    lines.append({"tag": "colors", "include": include, "prompt": "a photo of a white bicycle"})
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl"), "--per-prompt", "2"]
+    options += ["--detector", detector, "--clip", clip, "--device", "cpu", "--batch-size", "5"]
+    assert main(["evaluate", str(text_model), *options, "--out", str(tmp_path / "out")]) == 0
+    folder = tmp_path / "out" / text_model.name
+    said = [json.loads(line) for line in (folder / "geneval.jsonl").read_text().splitlines()]
+    assert len(said) == 12
+    seer = load_detector(detector, clip, torch.device("cpu"))
+    for number, line in enumerate(said):
+        assert line["image"] == f"{number // 2:05d}/samples/{number % 2:04d}.png"
+        (image,) = read_images([folder / "images" / line["image"]])
+        assert line["correct"] is shows(seer, image, lines[number // 2])
+    assert len({line["correct"] for line in said}) == 2  # the tiny networks see something
+    for number, line in enumerate(lines):
+        assert json.loads((folder / f"images/{number:05d}/metadata.jsonl").read_text()) == line
+    found = read_measurement(folder / "measurement.json")
+    assert list(found) == ["single_object", "counting", "colors", "position", "color_attr", "overall"]
+    # The folder is a target itself, whatever else GenEval's own code wrote there.
+    write_image(folder / "images/00000/grid.png", torch.zeros(3, 9, 9))
+    assert main(["evaluate", str(folder / "images"), *options, "--out", str(tmp_path / "again")]) == 0
+    assert read_measurement(tmp_path / "again/images/measurement.json") == found
+
+
+def test_samples_of_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(
+        "sfumato.evaluation.suites.geneval.load_detector",
+        lambda *arguments: Detector(None, Palette(), torch.device("cpu")),
+    )
+    write_image(tmp_path / "images/00000/samples/0000.png", torch.zeros(3, 4, 4))
+    (tmp_path / "images/00000/metadata.jsonl").write_text('{"prompt": "a photo of a zebra"}')
+    command = ["evaluate", str(tmp_path / "images"), "--suite", "geneval", "--device", "cpu"]
+    assert main(command) == 2
+    message = "00000 is of 'a photo of a zebra', not 'a photo of a bench'; give its --prompts"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"include": None}, "has no list of objects in include"),
+        ({"include": [{"class": "unicorn", "count": 1}]}, "asks for 'unicorn', no class of COCO"),
+        ({"include": [{"class": "dog"}]}, "asks for None of 'dog'; give a count from 1 up"),
+        ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "asks for 'mauve'; give one of red"),
+        ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "has a position 'above' of object 0"),
+        ({"tag": None, "include": []}, ""),
+    ],
+)
+def test_wrong_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, message: str):
+    line = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog", **changed}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({k: v for k, v in line.items() if k != "tag" or v}))
+    command = ["evaluate", "emoji-t2i", "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
+    assert main([*command, "--device", "cpu"]) == 2
+    assert f"prompts: 'a photo of a dog' {message or 'has no tag or include'}" in capsys.readouterr().err
+
+
+def test_without_scipy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ValueError, match=r"scipy is not installed; pip install 'sfumato\[geneval\]'"):
+        load_detector("nothing", "nothing", torch.device("cpu"))
+
+
+def test_detector_of_other_classes(tmp_path: Path):
+    pytest.importorskip("transformers")
+    save_mask2former(tmp_path / "seven", classes=7)
+    with pytest.raises(ValueError, match="seven tells 7 classes, not COCO's 80; give another"):
+        load_detector(str(tmp_path / "seven"), "nothing", torch.device("cpu"))
+
+
 def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Images of plain colours: where one is bright the detector sees a dog, and its colour is the brighter channel."""
 
@@ -157,7 +347,7 @@ def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     command = ["evaluate", str(tmp_path / "images"), "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
     command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main(command) == 2
-    assert "has 4 images, not 4 of each of 2 prompts" in capsys.readouterr().err
+    assert "images/00000 has 2 images, not 4; give --per-prompt" in capsys.readouterr().err
     command[-3] = str(tmp_path / "two")
     assert main([*command, "--per-prompt", "2"]) == 0
     found = read_measurement(tmp_path / "two/images/measurement.json")

@@ -1,12 +1,11 @@
 """Every suite on tiny models, against what it is the measure of."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import CLASS_NAMES, LLAMAGEN_TEXT, VQ_TOKENIZER, tiny_conditions, tiny_llamagen
+from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen
 
 from sfumato.cli import choose_suite, main
 from sfumato.evaluation.features import emoji_features
@@ -17,8 +16,6 @@ from sfumato.evaluation.statistics import Moments, class_distances, frechet_dist
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
 from sfumato.models.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.models.library import load, save_model
-from sfumato.models.llamagen import LlamaGen
-from sfumato.models.vq import VQModel
 from sfumato.rewards import pixels
 
 
@@ -34,17 +31,6 @@ def classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Classifier:
     monkeypatch.setattr("sfumato.evaluation.suites.alignment.load_recogniser", lambda name, device: recognition)
     monkeypatch.setattr("sfumato.evaluation.features.load_classifier", lambda folder=None: made)
     return made
-
-
-@pytest.fixture(scope="session")
-def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny generator that reads captions with the bundled word vectors."""
-    folder = tmp_path_factory.mktemp("text-model")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = replace(LLAMAGEN_TEXT, caption_width=64, text_encoder="word-vectors")
-        save_model(folder, LlamaGen(config, VQModel(VQ_TOKENIZER), ()))
-    return folder
 
 
 def measured(model: Path, suite: str, out: Path, *options: str) -> Measurement:

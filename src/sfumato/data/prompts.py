@@ -13,8 +13,8 @@ import torch
 from sfumato.data.conditions import Encode, caption_conditions, pick, spread
 from sfumato.rollout import Conditions
 
-CAPTION_KEYS = ("caption", "prompt", "text")
-"""Where an object or a table has its caption: the first of these that it has."""
+CAPTION_KEYS = ("caption", "prompt", "text", "Prompts")
+"""Where an object or a table has its caption: the first of these that it has; the last is DrawBench's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     - `.txt`: a caption a line; blank lines and lines that start with # are skipped.
     - `.jsonl`: an object a line, with its caption under "caption", "prompt" or "text"; or a string a line.
     - `.json`: a list of such objects or strings, or COCO's {"annotations": [objects]}.
-    - `.csv`: a table whose header has such a column.
+    - `.csv`: a table whose header has such a column, or "Prompts" as DrawBench's.
 
     All other keys and columns are the prompt's metadata. White space within a caption is reduced to single spaces.
 

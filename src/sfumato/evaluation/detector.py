@@ -74,9 +74,10 @@ def load_detector(model: str, clip: str, device: torch.device) -> Detector:
     """Mask2Former and CLIP by hub id or folder.
 
     Raises:
-        ValueError: transformers is missing, or a model cannot be loaded, or does not tell COCO's 80 classes.
+        ValueError: a package is missing, or a model cannot be loaded, or does not tell COCO's 80 classes.
     """
-    transformers = needs.package("transformers", "clip")
+    needs.package("scipy", "geneval")  # Mask2Former's class wants it for its loss
+    transformers = needs.package("transformers", "geneval")
     network = needs.pretrained(transformers.Mask2FormerForUniversalSegmentation, model)
     if network.config.num_labels != len(OBJECTS):
         raise ValueError(f"detector: {model} tells {network.config.num_labels} classes, not COCO's 80; give another")

@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 """confidence above which an object is there; the second where objects are counted"""
 MAX_OBJECTS = 16
@@ -63,8 +64,8 @@ def relative_position(
         return frozenset()
     length = (offset[0] ** 2 + offset[1] ** 2) ** 0.5
     across, down = (b / length for b in beyond)
-    relations = {"left of": across < -0.5, "right of": across > 0.5, "above": down < -0.5, "below": down > 0.5}
-    return frozenset(name for name, holds in relations.items() if holds)
+    holds = (across < -0.5, across > 0.5, down < -0.5, down > 0.5)
+    return frozenset(name for name, true in zip(RELATIONS, holds, strict=True) if true)
 
 
 def is_correct(objects: Objects, metadata: Mapping, classify: Classify) -> bool:

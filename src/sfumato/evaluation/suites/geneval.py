@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.data.prompts import Prompt, read_prompts
 from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
-from sfumato.evaluation.geneval import is_correct, keep, summary
-from sfumato.evaluation.images import batches
+from sfumato.evaluation.geneval import COLOURS, RELATIONS, is_correct, keep, summary
+from sfumato.evaluation.images import StoredImages, batches, find_images
 from sfumato.evaluation.measurement import Figure, Measurement, write_text
 from sfumato.evaluation.run import Measure
-from sfumato.evaluation.suites.drawbench import asked
+from sfumato.evaluation.suites.drawbench import asked, first_prompts
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
@@ -26,8 +26,8 @@ from sfumato.rollout import Conditions
 class GenEval:
     """Whether the objects of a prompt are there: as many, of that colour, in that place."""
 
-    prompts: str | None = None
-    """GenEval's evaluation_metadata.jsonl, with "tag", "include" and "exclude" of every prompt"""
+    prompts: str = "geneval"
+    """GenEval's own, which are bundled, or a file like its evaluation_metadata.jsonl"""
     per_prompt: int = 4
     """images a prompt"""
     first: int = 0
@@ -39,11 +39,7 @@ class GenEval:
     drawing: Drawing = field(default_factory=Drawing)
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
-        if self.prompts is None:
-            raise ValueError("prompts: none are given; give GenEval's evaluation_metadata.jsonl")
-        if self.per_prompt < 1:
-            raise ValueError(f"per_prompt: {self.per_prompt} is too small; give at least 1")
-        prompts = read_prompts(find_prompts(self.prompts))[: self.first or None]
+        prompts = first_prompts(self.prompts, self.first, self.per_prompt)
         for prompt in prompts:
             check(prompt)
         detector = load_detector(self.detector, self.clip, device)
@@ -59,10 +55,12 @@ class GenEval:
         def ask(generator: Generator, drawing: Drawing) -> Conditions:
             return ask_prompts(generator, drawing, prompts).repeat(self.per_prompt)
 
-        images = target.images(self.drawing, ask, self.place)
-        conditions = asked(target, images, prompts, self.per_prompt)
-        if not target.has_images:
+        if target.has_images:
+            images = stored_samples(Path(target.name), prompts, self.per_prompt) or target.images(self.drawing, ask)
+        else:
+            images = target.images(self.drawing, ask, self.place)
             write_metadata(target.folder / "images", prompts)
+        conditions = asked(target, images, prompts, self.per_prompt)
         lines, tags, correct = [], [], []
         for batch, _ in batches(images, self.drawing.batch_size):
             for image in batch:
@@ -101,13 +99,48 @@ def check(prompt: Prompt) -> None:
     Raises:
         ValueError: it does not, or wants what the detector does not know.
     """
+    place = f"prompts: {prompt.caption!r}"
     if "tag" not in prompt.metadata or "include" not in prompt.metadata:
-        raise ValueError(f"prompts: {prompt.caption!r} has no tag or include; give GenEval's evaluation_metadata.jsonl")
+        raise ValueError(f"{place} has no tag or include; give a file like GenEval's evaluation_metadata.jsonl")
     for key in ("include", "exclude"):
-        clauses: Any = prompt.metadata.get(key, ())
-        for clause in clauses:
-            if clause["class"] not in OBJECTS:
-                raise ValueError(f"prompts: {prompt.caption!r} asks for {clause['class']!r}, no class of COCO; mend it")
+        clauses: Any = prompt.metadata.get(key, [])
+        if not isinstance(clauses, list) or not all(isinstance(clause, dict) for clause in clauses):
+            raise ValueError(f"{place} has no list of objects in {key}; give a file like GenEval's")
+        for number, clause in enumerate(clauses):
+            wanted, count = clause.get("class"), clause.get("count")
+            relation, other = clause.get("position", (RELATIONS[0], -1))
+            if wanted not in OBJECTS:
+                raise ValueError(f"{place} asks for {wanted!r}, no class of COCO; mend it")
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f"{place} asks for {count!r} of {wanted!r}; give a count from 1 up")
+            if clause.get("color", COLOURS[0]) not in COLOURS:
+                raise ValueError(f"{place} asks for {clause['color']!r}; give one of {', '.join(COLOURS)}")
+            if relation not in RELATIONS or other not in range(-1, number):
+                raise ValueError(f"{place} has a position {relation!r} of object {other!r}; name an earlier object")
+
+
+def stored_samples(folder: Path, prompts: list[Prompt], per_prompt: int) -> StoredImages | None:
+    """The images of these prompts in a folder laid out as GenEval's own code wants it, and nothing else that is there,
+    such as its grids; None if it is laid out otherwise.
+
+    Raises:
+        ValueError: there are more or fewer images of a prompt, or the folder says that they are of another.
+    """
+    if not (folder / "00000/samples").is_dir():
+        return None
+    files = []
+    for number, prompt in enumerate(prompts):
+        place = folder / f"{number:05d}"
+        said = read_prompts(place / "metadata.jsonl")[0] if (place / "metadata.jsonl").is_file() else prompt
+        if said.caption != prompt.caption:
+            raise ValueError(f"target: {place} is of {said.caption!r}, not {prompt.caption!r}; give its --prompts")
+        found = [file for file in find_images(place / "samples") if file.stem.isdigit()]
+        if len(found) != per_prompt:
+            raise ValueError(
+                f"target: {place} has {len(found)} images, not {per_prompt}; give --per-prompt, or mend it"
+            )
+        files += found
+    return StoredImages(folder, files)
 
 
 def write_metadata(folder: Path, prompts: list[Prompt]) -> None:

@@ -1,0 +1,68 @@
+"""Small models with random weights, saved as transformers saves the released ones."""
+
+from pathlib import Path
+
+import torch
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP model of 224-pixel images, its tokenizer and its processor."""
+    import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+
+    letters = [chr(n) for n in range(33, 127)]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    CLIPTokenizer(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[]).save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    last = len(pieces) - 1
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"vocab_size": len(pieces), "bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
+    config = transformers.CLIPConfig(
+        text_config={**shape, **text, "max_position_embeddings": 16, "hidden_act": "gelu"},
+        vision_config={**shape, "image_size": 224, "patch_size": 32, "hidden_act": "gelu"},
+        projection_dim=48,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.CLIPModel(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name != "logit_scale":
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_mask2former(folder: Path, classes: int = 80) -> Path:
+    """A Mask2Former on a Swin backbone, as facebook/mask2former-swin-small-coco-instance, but small and random."""
+    import transformers
+
+    backbone = transformers.SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],  # pyright: ignore[reportCallIssue]
+    )
+    width = 32  # of the group norms
+    config = transformers.Mask2FormerConfig(
+        backbone_config=backbone,
+        num_labels=classes,  # pyright: ignore[reportCallIssue]
+        feature_size=width,
+        mask_feature_size=width,
+        hidden_dim=width,
+        encoder_feedforward_dim=width,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=width,
+        num_queries=6,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Mask2FormerForUniversalSegmentation(config)
+        with torch.no_grad():
+            model.class_predictor.weight.mul_(40)  # so that it is sure of some of what it sees
+    model.save_pretrained(folder)
+    return folder
