@@ -1,5 +1,7 @@
 """Every statistic against an independent implementation, to 1e-4 relative."""
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -90,6 +92,21 @@ def test_precision_and_recall_against_prdc():
     expected = prdc.compute_prdc(REAL.double().numpy(), FAKE.double().numpy(), nearest_k=3)
     assert inside(FAKE, REAL, radii(REAL)).double().mean().item() == pytest.approx(expected["precision"])
     assert inside(REAL, FAKE, radii(FAKE)).double().mean().item() == pytest.approx(expected["recall"])
+
+
+def test_against_torch_fidelity():
+    pytest.importorskip("torchvision")
+    pytest.importorskip("torch_fidelity")
+    fid, isc, prc = (importlib.import_module(f"torch_fidelity.metric_{name}") for name in ("fid", "isc", "prc"))
+    of_real, of_fake = (fid.fid_features_to_statistics(features.double()) for features in (REAL, FAKE))
+    expected = fid.fid_statistics_to_metric(of_fake, of_real, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(Moments.of(REAL), Moments.of(FAKE)) == pytest.approx(expected, rel=1e-8)
+    expected = isc.isc_features_to_metric(LOG_PROBS[:200], splits=10, shuffle=False)["inception_score_mean"]
+    # They normalise once more what was normalised in float32.
+    assert inception_score(LOG_PROBS[:200]).mean().item() == pytest.approx(expected, rel=1e-7)
+    expected = prc.calculate_precision_recall_full(FAKE.double(), REAL.double(), neighborhood=3)
+    ours = inside(FAKE, REAL, radii(REAL)), inside(REAL, FAKE, radii(FAKE))
+    assert [share.double().mean().item() for share in ours] == pytest.approx(list(expected))
 
 
 def test_equal_features_are_neighbours():
