@@ -1,0 +1,143 @@
+"""What an experiment leaves: a plot, pictures, numbers and a summary."""
+
+import csv
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Plot
+from PIL import Image, ImageDraw, ImageFont
+
+from sfumato.evaluation.measurement import write_text
+from sfumato.evaluation.tables import to_markdown
+from sfumato.experiments.experiment import BASE, Bars, Curve, Experiment, Findings, Sweep
+
+COLUMNS = 3
+"""panels a row"""
+PICTURE_ROWS = 2
+"""rows of a run's sheet of samples that are shown"""
+
+
+def write_numbers(findings: Findings, path: Path) -> None:
+    """All numbers as CSV, a line a value: source, run, step, name, value, and its interval's ends."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["source", "run", "step", "name", "value", "low", "high"])
+        for run, rows in findings.curves.items():
+            for row in rows:
+                for name, value in row.items():
+                    if name != "step" and not name.startswith("seconds/") and math.isfinite(value):
+                        writer.writerow(["training", run, int(row["step"]), name, f"{value:.6g}", "", ""])
+        for suite, measurements in findings.measured.items():
+            for run, measurement in measurements.items():
+                for name, figure in measurement.items():
+                    ends = [f"{end:.6g}" for end in figure.interval() or ()] or ["", ""]
+                    writer.writerow([suite, run, "", name, f"{figure.value:.6g}", *ends])
+
+
+def write_plot(experiment: Experiment, findings: Findings, path: Path) -> None:
+    """The experiment's panels, one colour a run."""
+    colours = {run: f"C{number}" for number, run in enumerate(experiment.runs)} | {BASE: "0.6"}
+    rows = -(-len(experiment.panels) // COLUMNS)
+    columns = min(COLUMNS, len(experiment.panels))
+    plot = Plot(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(plot)
+    for number, panel in enumerate(experiment.panels, start=1):
+        axis = plot.add_subplot(rows, columns, number)
+        axis.set_title(panel.title, fontsize=10)
+        axis.grid(alpha=0.3)
+        match panel:
+            case Curve():
+                _draw_curves(axis, panel, findings, colours)
+            case Bars():
+                _draw_bars(axis, panel, findings, colours)
+            case Sweep():
+                _draw_sweep(axis, panel, findings, colours)
+    plot.savefig(path, dpi=110)
+
+
+def _draw_curves(axis: Axes, panel: Curve, findings: Findings, colours: Mapping[str, str]) -> None:
+    for run in panel.runs or findings.curves:
+        steps, values = findings.curve(run, panel.metric)
+        axis.plot(steps, values, color=colours[run], label=run, linewidth=1.5, marker="." if len(steps) < 12 else "")
+    axis.set_xlabel("step")
+    axis.legend(fontsize=8)
+
+
+def _draw_bars(axis: Axes, panel: Bars, findings: Findings, colours: Mapping[str, str]) -> None:
+    for place, (run, measurement) in enumerate(findings.measured[panel.suite].items()):
+        figure = measurement[panel.name]
+        low, high = figure.interval() or (figure.value, figure.value)
+        axis.bar(place, figure.value, color=colours[run], width=0.7)
+        axis.plot([place, place], [low, high], color="black", linewidth=1.2)
+    runs = list(findings.measured[panel.suite])
+    axis.set_xticks(range(len(runs)), runs, rotation=20, ha="right", fontsize=8)
+
+
+def _draw_sweep(axis: Axes, panel: Sweep, findings: Findings, colours: Mapping[str, str]) -> None:
+    for run, measurement in findings.measured[panel.suite].items():
+        figures = [measurement[panel.at(value)] for value in panel.values]
+        axis.plot(panel.values, [figure.value for figure in figures], color=colours[run], marker=".", label=run)
+        ends = [figure.interval() for figure in figures]
+        if all(ends):
+            low, high = zip(*(end for end in ends if end), strict=True)
+            axis.fill_between(panel.values, low, high, color=colours[run], alpha=0.15, linewidth=0)
+    axis.set_xlabel("guidance at inference")
+    axis.legend(fontsize=8)
+
+
+def write_pictures(folders: Mapping[str, Path], path: Path) -> None:
+    """The same conditions and seeds before training and at the end of every run, a band each."""
+    sheets = {run: sorted((folder / "samples").glob("step-*.png")) for run, folder in folders.items()}
+    first = next(iter(sheets.values()))[0]
+    bands = [(BASE, _band(first)), *((run, _band(found[-1])) for run, found in sheets.items())]
+    title, width = 24, max(band.width for _, band in bands)
+    sheet = Image.new("RGB", (width, sum(title + band.height for _, band in bands)), "white")
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(size=15), 0
+    for name, band in bands:
+        draw.text((4, top + 3), name, fill="black", font=font)
+        sheet.paste(band, (0, top + title))
+        top += title + band.height
+    sheet.save(path)
+
+
+def _band(sheet: Path) -> Image.Image:
+    """The first rows of a sheet of samples, which has eight images a row."""
+    with Image.open(sheet) as picture:
+        tile = picture.width / 8
+        return picture.convert("RGB").crop((0, 0, picture.width, round(min(PICTURE_ROWS * tile, picture.height))))
+
+
+def write_summary(name: str, experiment: Experiment, findings: Findings, path: Path) -> None:
+    """What was run, which claims hold, and the tables, as Markdown."""
+    words = {True: "holds", False: "does not hold", None: "cannot be told"}
+    lines = [f"# {experiment.title}", "", f"*{experiment.source}.* {experiment.about}", "", "## Claims", ""]
+    for claim in experiment.claims:
+        verdict = claim.check(findings)
+        lines += [f"- **{words[verdict.holds]}**: {claim.text}", f"  {verdict.evidence}."]
+    lines += ["", "![plot](plot.png)", "", "![pictures](pictures.png)", "", "## Measurements", ""]
+    for suite, measurements in findings.measured.items():
+        lines += [f"{suite}: value [95 % interval]; difference to the first column", "", to_markdown(measurements)]
+    lines += ["## How", "", f"    sfumato reproduce {name}", ""]
+    lines += [f"Model `{experiment.model}`; all numbers are in `numbers.csv`. The runs:", ""]
+    for run, config in experiment.runs.items():
+        seconds = sum(v for row in findings.curves[run] for n, v in row.items() if n.startswith("seconds/"))
+        rewards = " + ".join(f"{weight:g} × {reward}" for reward, weight in config.reward.items())
+        lines += [
+            f"- {run}: {rewards}; {config.steps} steps of {config.labels_per_step} × {config.group_size} images, "
+            f"β {config.loss.kl_weight:g}, learning rate {config.learning_rate:g}, temperature {config.temperature:g}, "
+            f"guidance {config.guidance:g}, seed {config.seed}; {seconds / 60:.1f} minutes"
+        ]
+    lines += ["", f"Hardware: {hardware()}."]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def hardware() -> str:
+    """What this process computes on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    return f"{torch.get_num_threads()} threads of a {platform.machine()} CPU, PyTorch {torch.__version__}"

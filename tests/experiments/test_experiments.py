@@ -1,0 +1,246 @@
+"""The papers' experiments: verdicts by hand, files equal to what was measured, and all definitions consistent."""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tiny import tiny_config, tiny_llamagen, tiny_var
+
+from sfumato.evaluation.measurement import Figure
+from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
+from sfumato.experiments import EXPERIMENTS
+from sfumato.experiments.experiment import (
+    BASE,
+    Bars,
+    Check,
+    Claim,
+    Curve,
+    Experiment,
+    Findings,
+    Sweep,
+    all_of,
+    curve_falls,
+    ends_higher,
+    falls,
+    kept,
+    rises,
+)
+from sfumato.experiments.outputs import write_plot, write_summary
+from sfumato.experiments.run import FILES, folder_name, reference_images, reproduce
+from sfumato.models.library import save_model
+from sfumato.training.logger import read_metrics
+from sfumato.training.run import train
+
+LOW, HIGH = Figure.mean([0.0, 0.1, 0.0, 0.1] * 25), Figure.mean([0.9, 1.0, 0.9, 1.0] * 25)
+MIXED = Figure.mean([0.1, 0.0, 0.1, 0.0] * 25)
+CURVE = [{"step": n, "entropy": 4.0 - 0.1 * n, "reward_mean": 0.1 * n} for n in range(1, 21)]
+FOUND = Findings(
+    curves={"run": CURVE, "flat": [{**row, "reward_mean": 1.0} for row in CURVE]},
+    measured={"suite": {BASE: {"score": LOW}, "run": {"score": HIGH}, "flat": {"score": MIXED}}},
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "holds"),
+    [
+        (rises("suite", "run", "score"), True),
+        (falls("suite", "run", "score"), False),
+        (rises("suite", "flat", "score"), None),
+        (falls("suite", "flat", "score", below="run"), True),
+        (rises("suite", "flat", "score", over="run"), False),
+        (kept("suite", "flat", "score", within=0.05), True),
+        (kept("suite", "flat", "score", within=0.0), None),
+        (curve_falls("run", "entropy", 0.3), True),  # from 3.7 to 2.2, two fifths
+        (curve_falls("run", "entropy", 0.5), False),
+        (ends_higher("run", "reward_mean", than="flat"), True),  # 1.8 at the end
+        (ends_higher("flat", "reward_mean", than="run"), False),
+        (all_of(rises("suite", "run", "score"), rises("suite", "flat", "score")), None),
+        (all_of(rises("suite", "flat", "score"), falls("suite", "run", "score")), False),
+        (all_of(rises("suite", "run", "score"), curve_falls("run", "entropy", 0.3)), True),
+    ],
+)
+def test_verdicts(check: Check, holds: bool | None):
+    assert check(FOUND).holds is holds
+
+
+def test_evidence_names_the_numbers():
+    assert rises("suite", "run", "score")(FOUND).evidence == "score of run: 0.050 to 0.950 (+0.900 [0.900, 0.900])"
+    assert curve_falls("run", "entropy", 0.3)(FOUND).evidence == "entropy of run: 3.700 at the start, 2.200 at the end"
+    lost = kept("suite", BASE, "score", within=0.1)
+    swapped = Findings({}, {"suite": {BASE: {"score": LOW}}})
+    told = "score of before: 0.050 to 0.050 (+0.000 [0.000, 0.000]), at most 0.1 less was asked for"
+    assert lost(swapped).evidence == told
+
+
+@pytest.mark.parametrize("scale", ["emoji", "full"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_definitions(name: str, scale: str, tmp_path: Path):
+    """Every claim can be checked and every panel drawn of what the runs and suites give."""
+    experiment = EXPERIMENTS[name][1](scale, tmp_path)  # pyright: ignore[reportArgumentType]
+    for config in experiment.runs.values():
+        config.validate()
+    assert experiment.model.startswith("emoji-") is (scale == "emoji")
+    assert len({folder_name(config) for config in experiment.runs.values()}) == len(experiment.runs)
+    found = imagined(experiment)
+    write_plot(experiment, found, tmp_path / "plot.png")
+    write_summary(name, experiment, found, tmp_path / "summary.md")
+    summary = (tmp_path / "summary.md").read_text()
+    assert sum(summary.count(f"- **{w}**") for w in ("holds", "does not hold", "cannot be told")) == len(
+        experiment.claims
+    )
+
+
+def imagined(experiment: Experiment) -> Findings:
+    """Numbers under the names that the runs and suites give, and no others."""
+    metrics = {"reward_mean": 0.5, "kl": 0.1, "entropy": 2.0, "fixed/entropy": 2.0, "seconds/update": 1.0}
+    curves = {}
+    for run, config in experiment.runs.items():
+        row = metrics | {f"reward/{part}": 0.1 for part in config.reward}
+        if config.held_out:
+            watched = [f"reward/{name}" for name in config.held_out] + ["class_accuracy", "diversity"]
+            row |= {f"held_out/{name}": 0.2 for name in watched}
+        curves[run] = [{"step": step, **row} for step in range(1, 4)]
+    measured = {
+        name: {run: dict.fromkeys(figures_of(suite), LOW) for run in (BASE, *experiment.runs)}
+        for name, suite in experiment.suites.items()
+    }
+    return Findings(curves, measured)
+
+
+def figures_of(suite: object) -> list[str]:
+    """The names that a suite gives its figures."""
+    if isinstance(suite, GuidanceSweep):
+        return [f"guidance {value:g}: {name}" for value in suite.values for name in figures_of(suite.of)]
+    match type(suite).__name__:
+        case "Alignment":
+            names = [*suite.rewards, "top-1", "top-5"]  # pyright: ignore[reportAttributeAccessIssue]
+            apart = ("", ", seen classes", ", unseen classes") if suite.seen else ("",)  # pyright: ignore
+            return [name + which for which in apart for name in names]
+        case "Diversity":
+            return ["within-class distance"]
+        case "ImageNet":
+            return ["Inception Score", "FID", "sFID", "precision", "recall"]
+    raise AssertionError(suite)
+
+
+def small(model: Path, steps: int = 2) -> Experiment:
+    """Two runs on a tiny model."""
+    return Experiment(
+        title="Title",
+        source="Source",
+        about="About.",
+        runs={
+            "first": tiny_config(model, steps=steps, device="auto"),
+            "second": tiny_config(model, steps=steps, device="auto", seed=1),
+        },
+        suites={"entropy": Entropy(images=4), "diversity": Diversity(per_class=2)},
+        panels=(
+            Curve("reward_mean", "reward", runs=("first",)),
+            Bars("entropy", "entropy", "entropy"),
+            Bars("diversity", "within-class distance", "distance"),
+        ),
+        claims=(Claim("it rises", ends_higher("first", "reward_mean", than="second")),),
+    )
+
+
+def test_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save_model(tmp_path / "model", tiny_var())
+    experiment, work, out = small(tmp_path / "model"), tmp_path / "work", tmp_path / "out"
+    assert reproduce("name", experiment, out, work, "cpu", Console())
+    place = out / "name"
+    assert sorted(path.name for path in place.iterdir()) == sorted(FILES)
+    rows = list(csv.DictReader((place / "numbers.csv").read_text().splitlines()))
+    folder = work / "runs" / folder_name(experiment.runs["first"])
+    logged = [row for row in rows if (row["source"], row["run"], row["name"]) == ("training", "first", "reward_mean")]
+    assert [float(row["value"]) for row in logged] == pytest.approx(
+        [line["reward_mean"] for line in read_metrics(folder)], rel=1e-5
+    )
+    fixed = [row for row in rows if row["run"] == "first" and row["name"] == "fixed/entropy"]
+    assert [row["step"] for row in fixed] == ["0", "2"]
+    measured = {row["run"]: row for row in rows if row["source"] == "entropy" and row["name"] == "entropy"}
+    assert list(measured) == [BASE, "first", "second"]
+    assert float(measured[BASE]["value"]) == pytest.approx(float(fixed[0]["value"]), rel=0.2)  # other classes and seeds
+    assert float(measured[BASE]["low"]) < float(measured[BASE]["value"]) < float(measured[BASE]["high"])
+    assert "sfumato reproduce name" in (place / "summary.md").read_text()
+    with Image.open(place / "pictures.png") as pictures:
+        assert pictures.height > 3 * 24
+
+    # What is there is not made again; another experiment shares the run.
+    moments = {path: path.stat().st_mtime_ns for path in work.rglob("metrics.jsonl")}
+    other = replace(experiment, runs={"renamed": experiment.runs["first"]}, claims=())
+    other = replace(other, panels=(Bars("entropy", "entropy", "entropy"),))
+    assert reproduce("name", experiment, out, work, "cpu", Console())
+    assert reproduce("other", other, out, work, "cpu", Console())
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("metrics.jsonl")} == moments
+    assert len(list((work / "runs").iterdir())) == 2
+
+
+def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that stopped goes on; nothing is written of an experiment before it is complete."""
+    save_model(tmp_path / "model", tiny_llamagen())
+    experiment = small(tmp_path / "model")
+    calls = []
+
+    def stops(config, folder, *, resume, console):
+        calls.append(resume)
+        train(replace(config, steps=1), folder, resume=resume, console=console)
+        return False
+
+    monkeypatch.setattr("sfumato.experiments.run.train", stops)
+    assert not reproduce("name", experiment, tmp_path / "out", tmp_path / "work", "cpu", Console())
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert reproduce("name", experiment, tmp_path / "out", tmp_path / "work", "cpu", Console())
+    assert calls == [False]
+
+
+def test_refusals(tmp_path: Path):
+    save_model(tmp_path / "model", tiny_var())
+    (tmp_path / "out/name").mkdir(parents=True)
+    (tmp_path / "out/name/thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"out: .*name holds thesis.tex, which is no experiment's; choose"):
+        reproduce("name", small(tmp_path / "model"), tmp_path / "out", tmp_path / "work", "cpu", Console())
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(ValueError, match=r"reference: .*nowhere is not there; give a folder of images"):
+        reference_images(tmp_path / "nowhere", tmp_path)
+    assert reference_images(tmp_path / "out", tmp_path) == tmp_path / "out"
+    config = tiny_config("m")
+    assert folder_name(config) == folder_name(replace(config, device="cuda")) != folder_name(replace(config, seed=1))
+
+
+def test_sweep_panel(tmp_path: Path):
+    values = (1.0, 2.0)
+    panel = Sweep("sweep", "top-1", "title", values)
+    figures: Mapping[str, Figure] = {panel.at(1.0): LOW, panel.at(2.0): HIGH}
+    experiment = replace(small(tmp_path), panels=(panel,), claims=())
+    found = Findings({}, {"sweep": {BASE: figures, "first": figures, "second": figures}})
+    write_plot(experiment, found, tmp_path / "plot.png")
+    assert panel.at(2.0) == "guidance 2: top-1"
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert len(plot.convert("RGB").getcolors(2**24) or []) > 10
+
+
+def test_reference_of_emoji(tmp_path: Path):
+    package = tmp_path / "package"
+    (package / "img/google/64").mkdir(parents=True)
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(package / "img/google/64/apple.png")
+    entry = {"name": "RED APPLE", "category": "Food & Drink", "subcategory": "food", "sort_order": 1}
+    (package / "emoji.json").write_text(json.dumps([{**entry, "has_img_google": True, "image": "apple.png"}]))
+    folder = reference_images(package, tmp_path / "reference", count=70)
+    assert [path.name for path in sorted(folder.iterdir())] == [f"{n:05d}.png" for n in range(70)]
+    pictures = [np.array(Image.open(path)) for path in sorted(folder.iterdir())]
+    lit = [picture for picture in pictures if picture[32, 32, 0] == 255]
+    assert len(lit) > 20  # the others are in dim light
+    assert all((picture[32, 32] == [255, 0, 0]).all() for picture in lit)
+    assert len({tuple(picture[0, 0]) for picture in pictures}) > 5  # scenes
+    written = folder.stat().st_mtime_ns
+    assert reference_images(package, tmp_path / "reference", count=70) == folder
+    assert folder.stat().st_mtime_ns == written
