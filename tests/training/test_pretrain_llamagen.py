@@ -237,6 +237,10 @@ def test_image_text_model_learns_and_scores(package: Path, tmp_path: Path):
     model = load_image_text(tmp_path / "run/model")
     by_hand = (model.embed_images(images) * model.embed_captions(right.names)).sum(1)
     torch.testing.assert_close(scores, by_hand, rtol=0, atol=1e-6)
+    # With a prompt every image is compared with that.
+    prompted = build_reward({f"emoji-clip?prompt={right.names[2]}&weights={tmp_path}/run/model": 1.0})
+    by_hand = model.embed_images(images) @ model.embed_captions(right.names[2:3])[0]
+    torch.testing.assert_close(prompted(images, wrong)[0], by_hand, rtol=0, atol=1e-6)
 
 
 def test_held_out_classes_are_not_trained_on(package: Path):

@@ -14,13 +14,14 @@ from sfumato.rollout import Conditions
 class EmojiClip:
     """Cosine of an image and its caption (of a class-conditional image: its class's name), in -1 to 1."""
 
-    def __init__(self, weights: str = ""):
+    def __init__(self, prompt: str = "", weights: str = ""):
         """The reward.
 
         Args:
+            prompt: what every image is compared with, such as "on a blue background"; its own caption if not given.
             weights: folder of another model that `sfumato pretrain emoji-clip` wrote; the bundled one if not given.
         """
-        self.folder = Path(weights) if weights else None
+        self.prompt, self.folder = prompt, Path(weights) if weights else None
 
     @cached_property
     def model(self) -> ImageTextModel:
@@ -30,6 +31,7 @@ class EmojiClip:
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
         model = self.model.to(images.device)
-        distinct = list(dict.fromkeys(conditions.names))
-        texts = model.embed_captions(distinct)[[distinct.index(name) for name in conditions.names]]
+        names = [self.prompt] * len(images) if self.prompt else conditions.names
+        distinct = list(dict.fromkeys(names))
+        texts = model.embed_captions(distinct)[[distinct.index(name) for name in names]]
         return (model.embed_images(images.float()) * texts).sum(1)
