@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from sfumato import reward_commands
+from sfumato import model_commands, report_command, reward_commands
 from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
-from sfumato.policy import Generator
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
-from sfumato.rollout import Conditions
 from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
 from sfumato.training.pretrain import AnyPretrainConfig, pretrain
@@ -79,140 +76,6 @@ class Pretrain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Draw images."""
-
-    model: tyro.conf.Positional[str]
-    """bundled model, run folder or checkpoint, or released model (var-d16 ... var-d36)"""
-    classes: tuple[str, ...] = ()
-    """class names or numbers; sixteen spread over all classes if none is given"""
-    prompts: tuple[str, ...] = ()
-    """captions, for a model that reads them; or one file of captions"""
-    count: int = 4
-    """images of each class or caption"""
-    seed: int = 0
-    """the n-th image has seed + n"""
-    out: Path = Path("samples.png")
-    """PNG file to write"""
-    temperature: float = 1.0
-    """divides the logits"""
-    guidance: float = 0.0
-    """classifier-free guidance; 0 is none"""
-    top_k: int = 0
-    """keep the k likeliest tokens; 0 keeps all"""
-    top_p: float = 0.0
-    """keep the likeliest tokens up to this probability in all; 0 keeps all"""
-    smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """VAR's "more smooth" mixing of codes"""
-    weights: Path | None = None
-    """file of a released transformer"""
-    tokenizer: Path | None = None
-    """file of a released tokenizer"""
-    text_encoder: str | None = None
-    """hub id or folder of the text encoder, if not the model's own"""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N"""
-
-    def __call__(self) -> int:
-        from sfumato.models.library import load
-        from sfumato.models.var import VAR, sample_smooth
-        from sfumato.training.distributed import join
-        from sfumato.training.pictures import grid, save_png
-
-        if self.count < 1:
-            raise ValueError(f"count: {self.count} images; give at least 1")
-        if self.out.suffix.lower() != ".png":
-            raise ValueError(f"out: {self.out} is not a .png file; name one")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
-        device = join(self.device).device
-        policy = load(
-            self.model,
-            weights=self.weights,
-            tokenizer=self.tokenizer,
-            guidance=self.guidance,
-            temperature=self.temperature,
-            device=device,
-        )
-        generator = policy.generator
-        conditions = self.conditions(generator, device).repeat(self.count).to(device)
-        seeds = torch.arange(self.seed, self.seed + len(conditions))
-
-        def keep(logits: torch.Tensor) -> torch.Tensor:
-            return generator.filter(logits, self.top_k, self.top_p)
-
-        if self.smooth:
-            if not isinstance(generator, VAR):
-                raise ValueError(f"smooth: {self.model} is no VAR; leave the option out")
-            parts = torch.arange(len(conditions)).split(32)
-            pictures = torch.cat([sample_smooth(generator, conditions[i], seeds[i], keep) for i in parts])
-        else:
-            pictures = policy.draw(conditions, seeds, 32, keep)
-        columns = min(len(pictures), self.count * max(1, 8 // self.count))  # a class's images stay in one row
-        save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
-        Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
-        return FINISHED
-
-    def conditions(self, generator: Generator, device: torch.device) -> Conditions:
-        """What is asked for: the classes or the captions, once each."""
-        from sfumato.data.conditions import caption_conditions, class_conditions, find_classes, spread
-        from sfumato.data.prompts import find_prompts, read_prompts
-        from sfumato.models.text import load_text_encoder
-
-        if not generator.text_encoder:
-            if self.prompts:
-                raise ValueError(f"prompts: {self.model} draws classes, not captions; give --classes")
-            names = generator.class_names
-            return class_conditions(find_classes(self.classes, names) or spread(len(names), 16), names)
-        if self.classes:
-            raise ValueError(f"classes: {self.model} reads captions; give --prompts")
-        if not self.prompts:
-            raise ValueError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
-        captions = list(self.prompts)
-        if len(captions) == 1 and find_prompts(captions[0]).is_file():
-            captions = [prompt.caption for prompt in read_prompts(find_prompts(captions[0]))]
-        reader = load_text_encoder(self.text_encoder or generator.text_encoder, device)
-        return caption_conditions(captions, reader.encode, generator.longest_caption)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes:
-    """List a model's classes, number and name."""
-
-    model: tyro.conf.Positional[str]
-    """bundled model, run folder or checkpoint, or released model"""
-
-    def __call__(self) -> int:
-        from sfumato.models.library import class_names
-
-        names = class_names(self.model)
-        if not names:
-            raise ValueError(f"model: {self.model} reads captions, it has no classes; draw with --prompts")
-        for number, name in enumerate(names):
-            Console().print(f"{number:4d}  {name}", highlight=False)
-        return FINISHED
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write weights with the published names, to be loaded by the original code."""
-
-    model: tyro.conf.Positional[str]
-    """run folder or checkpoint, or bundled model"""
-    out: Path
-    """folder to write"""
-    format: str = "pth"
-    """pth or safetensors"""
-
-    def __call__(self) -> int:
-        from sfumato.models.library import export
-
-        for path in export(self.model, self.out, self.format):
-            Console().print(str(path), highlight=False, soft_wrap=True)
-        return FINISHED
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure models and images, side by side. Another suite (--suite) has other options."""
 
@@ -242,14 +105,13 @@ class Evaluate:
         return FINISHED
 
 
+OTHERS = {**report_command.COMMANDS, **model_commands.COMMANDS, **reward_commands.COMMANDS}
+"""Commands that stand in modules of their own, each with a line of help."""
 COMMANDS = {
     "train": "align a generator with a reward (GRPO)",
     "pretrain": "train a generator from scratch on images",
-    "sample": "draw images from a bundled model, a run, or a released checkpoint",
-    "classes": "list a model's classes",
     "evaluate": "measure models and images: accuracy, rewards, FID, diversity, entropy, benchmarks of prompts",
-    "export": "write weights with the names of the original code",
-    **{name: line for name, (_, line) in reward_commands.COMMANDS.items()},
+    **{name: line for name, (_, line) in OTHERS.items()},
 }
 
 
@@ -284,11 +146,9 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
     if name == "evaluate":
         suite, rest = choose_suite(rest)
         return parse_options(Evaluate, name, rest, Evaluate(suite=suite, targets=()))
-    commands = {"sample": Sample, "classes": Classes, "export": Export}
-    commands |= {name: command for name, (command, _) in reward_commands.COMMANDS.items()}
-    if name not in commands:
+    if name not in OTHERS:
         raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
-    return parse_options(commands[name], name, rest, None)
+    return parse_options(OTHERS[name][0], name, rest, None)
 
 
 CONSTRUCTORS = ConstructorRegistry()

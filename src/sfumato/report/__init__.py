@@ -1,0 +1,1 @@
+"""One HTML file about runs: pictures, curves, figures, settings."""

@@ -1,0 +1,94 @@
+"""The page: data, style and script in one file that needs no other."""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from sfumato.evaluation.run import label
+from sfumato.report.folders import Row, differences, finite, read_evaluation, read_run
+
+HERE = Path(__file__).parent
+MARK = '<meta name="generator" content="sfumato report">'
+"""what tells our files from others"""
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of runs and evaluations; into the first run's folder if `out` is not given.
+
+    Raises:
+        ValueError: a folder is neither a run nor an evaluation, or `out` holds something else.
+    """
+    data = collect(folders)
+    out = out or next(folder for folder in folders if is_run(folder)) / "report.html"
+    check_out(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.write_text(page(data), "utf-8")
+    temporary.replace(out)
+    return out
+
+
+def collect(folders: Sequence[Path]) -> Row:
+    """All that the page shows.
+
+    Raises:
+        ValueError: a folder is neither a run nor an evaluation, or is given twice, or there is no run.
+    """
+    for folder in folders:
+        if not is_run(folder) and not is_evaluation(folder):
+            state = "is no folder of `sfumato train` or `sfumato evaluate --out`" if folder.exists() else "is not there"
+            raise ValueError(f"run: {folder} {state}; give run folders, such as runs/emoji-dark")
+    paths = [str(folder.resolve()) for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise ValueError(f"run: {folder} is given twice; give it once")
+    if not any(map(is_run, folders)):
+        raise ValueError("run: no run folder is given; give one, such as runs/emoji-dark")
+    named = list(zip(folders, label(paths), strict=True))
+    runs, settings = zip(*[read_run(folder, name) for folder, name in named if is_run(folder)], strict=True)
+    return {
+        "title": ", ".join(run["name"] for run in runs),
+        "version": version("sfumato"),
+        "runs": list(runs),
+        "settings": differences(settings),
+        "evaluations": [read_evaluation(folder, name) for folder, name in named if not is_run(folder)],
+    }
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this may be a run folder."""
+    return (folder / "config.json").is_file()
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether `sfumato evaluate` has written here."""
+    return (folder / "evaluation.json").is_file() and not is_run(folder)
+
+
+def check_out(out: Path) -> None:
+    """Refuse to overwrite what is no report.
+
+    Raises:
+        ValueError: the message says what is there.
+    """
+    if out.is_dir():
+        raise ValueError(f"out: {out} is a folder; name a file")
+    if out.exists() and MARK.encode() not in out.read_bytes()[:1000]:
+        raise ValueError(f"out: {out} is there and is no report of Sfumato; choose another --out")
+
+
+def page(data: Row) -> str:
+    """The file. Names and captions come from users: in HTML they are escaped, and in the script's JSON no `<` is left
+    that could end it."""
+    parts = {
+        "mark": MARK,
+        "title": html.escape(data["title"]),
+        "style": (HERE / "style.css").read_text("utf-8"),
+        "script": (HERE / "report.js").read_text("utf-8"),
+        "data": json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    # In one pass, so that what is put in is not looked at again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (HERE / "page.html").read_text("utf-8"))

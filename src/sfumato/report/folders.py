@@ -1,0 +1,184 @@
+"""What folders of runs and evaluations hold, as the page shows it. What is missing or broken becomes a note."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sfumato.evaluation.run import flat
+from sfumato.training.pictures import COLUMNS, tiles
+
+MAX_POINTS = 1000
+"""of a curve"""
+MAX_MOMENTS = 20
+"""of the pictures through training"""
+MAX_SIDE = 192
+"""pixels of an embedded picture; larger ones are made smaller"""
+SMALL = 96
+"""pixels of a picture that is kept at a higher quality, since it will be seen enlarged"""
+
+Row = dict[str, Any]
+"""A JSON object."""
+
+
+def read_run(folder: Path, name: str) -> tuple[Row, Row]:
+    """A run as the page shows it, and its settings with dotted names.
+
+    Raises:
+        ValueError: the folder is none that `sfumato train` wrote.
+    """
+    config = read_object(folder / "config.json")
+    if not isinstance(config.get("reward"), dict) or "steps" not in config:
+        raise ValueError(f"run: {folder} is not from `sfumato train`, its config.json has no reward; leave it out")
+    notes: list[str] = []
+    metrics = read_rows(folder / "metrics.jsonl", notes)
+    fixed_set = read_rows(folder / "fixed_set.jsonl", notes)
+    moments = read_moments(folder / "samples", fixed_set, notes)
+    rewarded = any(moment["rewards"] for moment in moments)
+    if moments and not rewarded:
+        notes.append("This run kept no reward of each picture, so that pairs cannot be sorted.")
+    names = next((row["names"] for row in reversed(fixed_set) if isinstance(row.get("names"), list)), [])
+    fixed = [{"step": row["step"]} | {f"fixed_set/{k}": v for k, v in row.items() if k != "step"} for row in fixed_set]
+    run = {
+        "name": name,
+        "model": str(config.get("model", "")),
+        "reward": " + ".join(config["reward"]),
+        "steps": config["steps"],
+        "done": metrics[-1]["step"] if metrics else 0,
+        "images_per_step": config.get("labels_per_step", 0) * config.get("group_size", 0),
+        "evaluation": read_optional(folder / "evaluation.json", notes),
+        "curves": curves(metrics) | curves(fixed),
+        "moments": moments,
+        "names": names,
+        "notes": notes,
+    }
+    return run, flat(config)
+
+
+def read_evaluation(folder: Path, name: str) -> Row:
+    """A folder that `sfumato evaluate --out` wrote.
+
+    Raises:
+        ValueError: the evaluation is not finished.
+    """
+    if not (folder / "results.json").is_file():
+        raise ValueError(f"run: the evaluation in {folder} is not finished; go on with the same `sfumato evaluate`")
+    suite = read_object(folder / "evaluation.json").get("suite", {})
+    settings = {setting: as_text(value) for setting, value in flat(suite).items() if setting != "name"}
+    return {
+        "name": name,
+        "suite": suite.get("name", ""),
+        "settings": settings,
+        "targets": read_object(folder / "results.json"),
+    }
+
+
+def curves(rows: Sequence[Row]) -> dict[str, list[list[float]]]:
+    """Steps and values of every number in the rows, evenly thinned; all that is left is as it was logged."""
+    found: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                steps, values = found.setdefault(name, [[], []])
+                steps.append(row["step"])
+                values.append(value)
+    return {name: [thinned(part, MAX_POINTS) for part in curve] for name, curve in found.items()}
+
+
+def thinned(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the items at even distances, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+
+
+def read_moments(folder: Path, fixed_set: Sequence[Row], notes: list[str]) -> list[Row]:
+    """The pictures of the same conditions and seeds through training, and their rewards where they were kept."""
+    rewards = {row["step"]: row.get("rewards") for row in fixed_set}
+    moments = []
+    for path in thinned(sorted(folder.glob(f"step-{'[0-9]' * 6}.png")), MAX_MOMENTS):
+        step = int(path.stem.removeprefix("step-"))
+        try:
+            with Image.open(path) as sheet:
+                cut = tiles(sheet.convert("RGB"), COLUMNS)
+        except OSError:
+            notes.append(f"{path.name} cannot be read and is left out.")
+            continue
+        known = rewards.get(step)
+        known = known if isinstance(known, list) and len(known) == len(cut) else None
+        moments.append({"step": step, "images": [embedded(tile) for tile in cut], "rewards": known})
+    return moments
+
+
+def embedded(picture: Image.Image) -> str:
+    """A picture as the address that holds it."""
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=90 if max(picture.size) <= SMALL else 80, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def differences(settings: Sequence[Row]) -> list[Row]:
+    """All settings of all runs: name, value in each run (None where it has none), and whether they differ."""
+    rows = []
+    for name in dict.fromkeys(name for run in settings for name in run):
+        values = [as_text(run[name]) if name in run else None for run in settings]
+        rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
+    return rows
+
+
+def as_text(value: object) -> str:
+    """A setting as a person would write it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def read_rows(path: Path, notes: list[str]) -> list[Row]:
+    """The objects in a file of one a line, by step; lines that are none are counted in a note and left out."""
+    rows, broken = {}, 0
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, TypeError, KeyError):
+            broken += 1
+    if broken:
+        notes.append(f"{path.name}: {broken} broken {'line is' if broken == 1 else 'lines are'} left out.")
+    return [rows[step] for step in sorted(rows)]
+
+
+def read_optional(path: Path, notes: list[str]) -> Row:
+    """An object in a file; nothing if there is none."""
+    try:
+        return read_object(path) if path.is_file() else {}
+    except ValueError:
+        notes.append(f"{path.name} is broken and left out.")
+        return {}
+
+
+def read_object(path: Path) -> Row:
+    """An object in a file.
+
+    Raises:
+        ValueError: the file holds none.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"run: {path} is not JSON ({error}); mend it or leave the folder out") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"run: {path} holds no JSON object; mend it or leave the folder out")
+    return found
+
+
+def finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON has not: None in their place."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
