@@ -18,6 +18,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from sfumato import model_commands, report_command, reward_commands
 from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
+from sfumato.experiment_commands import Reproduce
+from sfumato.experiments import EXPERIMENTS
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
@@ -111,6 +113,7 @@ COMMANDS = {
     "train": "align a generator with a reward (GRPO)",
     "pretrain": "train a generator from scratch on images",
     "evaluate": "measure models and images: accuracy, rewards, FID, diversity, entropy, benchmarks of prompts",
+    "reproduce": "repeat an experiment of the papers: runs, measurements, plot, claims",
     **{name: line for name, (_, line) in OTHERS.items()},
 }
 
@@ -146,6 +149,14 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
     if name == "evaluate":
         suite, rest = choose_suite(rest)
         return parse_options(Evaluate, name, rest, Evaluate(suite=suite, targets=()))
+    if name == "reproduce":
+        if not rest or rest[0] in ("-h", "--help"):
+            lines = {experiment: line for experiment, (line, _) in EXPERIMENTS.items()}
+            list_choices("sfumato reproduce NAME ...", "`sfumato reproduce NAME --help` lists its options.", lines)
+            return None
+        if rest[0] not in EXPERIMENTS:
+            raise ValueError(f"experiment: there is no {rest[0]!r}; {suggest(rest[0], EXPERIMENTS)}")
+        return parse_options(Reproduce, name, rest, None)
     if name not in OTHERS:
         raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
     return parse_options(OTHERS[name][0], name, rest, None)

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from tiny import tiny_config, tiny_llamagen, tiny_var
 
+from sfumato.cli import main
 from sfumato.evaluation.measurement import Figure
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.entropy import Entropy
@@ -244,3 +245,19 @@ def test_reference_of_emoji(tmp_path: Path):
     written = folder.stat().st_mtime_ns
     assert reference_images(package, tmp_path / "reference", count=70) == folder
     assert folder.stat().st_mtime_ns == written
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    assert main(["reproduce"]) == 0
+    assert "Figure 7: the weight of the KL penalty" in capsys.readouterr().out
+    assert main(["reproduce", "var-kll"]) == 2
+    assert capsys.readouterr().err == "sfumato: experiment: there is no 'var-kll'; did you mean var-kl?\n"
+    assert main(["reproduce", "ar-grpo-quality", "--work", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "reference: none is given; give" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("checkpoints"))  # it was said before any training
+    save_model(tmp_path / "model", tiny_var())
+    experiment = small(tmp_path / "model")
+    monkeypatch.setitem(EXPERIMENTS, "var-kl", ("", lambda scale, reference: experiment))  # pyright: ignore
+    words = ["reproduce", "var-kl", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(words) == 0
+    assert f"Look at {tmp_path}/out/var-kl/summary.md" in capsys.readouterr().out

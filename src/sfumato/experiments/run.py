@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -40,12 +40,24 @@ def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: 
     for config in runs.values():
         config.validate()
     folders = {run: work / "runs" / folder_name(config) for run, config in runs.items()}
+
+    def measure(moment: str, targets: Mapping[str, str]) -> dict[str, dict[str, Measurement]]:
+        measured = {}
+        for suite_name, suite in experiment.suites.items():
+            console.print(f"{name}: measuring {suite_name}, {moment} training", highlight=False, soft_wrap=True)
+            folder = work / "evaluations" / name / suite_name / moment
+            results = evaluate(suite, list(targets.values()), folder, torch.device(device), lambda line: None)
+            measured[suite_name] = dict(zip(targets, results.values(), strict=True))
+        return measured
+
+    before = measure("before", {BASE: experiment.model})  # what a suite lacks shows before anything long
     for number, (run, folder) in enumerate(folders.items(), start=1):
         if not is_finished(folder, runs[run]):
             console.print(f"{name}: run {number} of {len(folders)}, {run}: {folder}", highlight=False, soft_wrap=True)
             if not train(runs[run], folder, resume=(folder / "config.json").exists(), console=console):
                 return False
-    measured = measure(name, experiment, folders, work, device, lambda line: console.print(line, highlight=False))
+    after = measure("after", {run: str(folder) for run, folder in folders.items()})
+    measured = {suite: before[suite] | after[suite] for suite in experiment.suites}
     findings = Findings({run: read_curves(folder) for run, folder in folders.items()}, measured)
     place.mkdir(parents=True, exist_ok=True)
     write_numbers(findings, place / "numbers.csv")
@@ -53,20 +65,6 @@ def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: 
     write_pictures(folders, place / "pictures.png")
     write_summary(name, experiment, findings, place / "summary.md")
     return True
-
-
-def measure(
-    name: str, experiment: Experiment, folders: Mapping[str, Path], work: Path, device: str, say: Callable[[str], None]
-) -> dict[str, dict[str, Measurement]]:
-    """Every suite on the model before training and on every run, by suite and run."""
-    targets = {BASE: experiment.model, **{run: str(folder) for run, folder in folders.items()}}
-    measured = {}
-    for suite_name, suite in experiment.suites.items():
-        say(f"{name}: measuring {suite_name}")
-        folder = work / "evaluations" / name / suite_name
-        results = evaluate(suite, list(targets.values()), folder, torch.device(device), lambda line: None)
-        measured[suite_name] = dict(zip(targets, results.values(), strict=True))
-    return measured
 
 
 def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
