@@ -35,24 +35,25 @@ def emoji_colorful() -> GRPOConfig:
     return _emoji({"colorfulness": 1.0})
 
 
-def without_kl(config: GRPOConfig) -> GRPOConfig:
-    """The same without the KL penalty, to show the collapse of the first paper's Figure 7."""
-    return replace(config, loss=replace(config.loss, kl_weight=0.0))
+def _without_kl(reward: str) -> GRPOConfig:
+    """A reward without an upper target, no KL penalty and no decay of the learning rate: nothing holds the emoji."""
+    config = _emoji({reward: 1.0})
+    return replace(config, steps=60, final_learning_rate=config.learning_rate, loss=LossConfig(clip=0.2, kl_weight=0.0))
 
 
 def emoji_dark_no_kl() -> GRPOConfig:
-    """emoji-dark without the KL penalty: shows the collapse of the first paper's Figure 7."""
-    return without_kl(emoji_dark())
+    """As dark as can be, without the KL penalty: shows the collapse of the first paper's Figure 7."""
+    return _without_kl("darkness")
 
 
 def emoji_bright_no_kl() -> GRPOConfig:
-    """emoji-bright without the KL penalty."""
-    return without_kl(emoji_bright())
+    """As bright as can be, without the KL penalty."""
+    return _without_kl("brightness")
 
 
 def emoji_colorful_no_kl() -> GRPOConfig:
-    """emoji-colorful without the KL penalty."""
-    return without_kl(emoji_colorful())
+    """As colourful as can be, without the KL penalty."""
+    return _without_kl("colorfulness")
 
 
 def _emoji_llamagen(model: str, reward: dict[str, float]) -> GRPOConfig:
