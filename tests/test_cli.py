@@ -1,5 +1,6 @@
 """The command line: exit statuses, one-line errors, and what each command writes."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from sfumato.cli import Pretrain, main, parse
 from sfumato.models.checkpoints import load_var, read_state_dict
 from sfumato.models.library import load
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
-from sfumato.training.config import GRPOConfig
 from sfumato.training.generator import GeneratorTraining
 from sfumato.training.pretrain import PretrainConfig
 from sfumato.training.tokenizer import TokenizerTraining
