@@ -150,8 +150,8 @@ def test_several_targets(capsys: Capture, classifier: Classifier, tiny_model: Pa
     assert stored["top-1"]["difference"] == pytest.approx(0)
     low, high = stored["top-1"]["difference_interval"]
     assert low <= 0 <= high
-    assert "\\begin{tabular}{lrr}" in (out / "results.tex").read_text()
-    assert (out / "results.md").read_text().splitlines()[0] == f"|  | {tiny_model.name} | by-class |"
+    assert "\\begin{tabular}{lrrr}" in (out / "results.tex").read_text()
+    assert (out / "results.md").read_text().splitlines()[0] == f"|  | {tiny_model.name} | by-class | difference |"
 
 
 @pytest.mark.parametrize(

@@ -65,14 +65,14 @@ def test_tables():
     assert "difference" not in table["two"]["new_%"]
     assert "difference" not in table["one"]["FID"]
     assert to_markdown(results).splitlines() == [
-        "|  | one | two |",
-        "| --- | --- | --- |",
-        "| FID | 12.35 | 10.00; -2.345 |",
-        "| a\\|b | 1.000 [0.000, 2.000] | 2.000 [1.000, 3.000]; +1.000 [1.000, 1.000] |",
-        "| new_% |  | 123.5 |",
+        "|  | one | two | difference |",
+        "| --- | --- | --- | --- |",
+        "| FID | 12.35 | 10.00 | -2.345 |",
+        "| a\\|b | 1.000 [0.000, 2.000] | 2.000 [1.000, 3.000] | +1.000 [1.000, 1.000] |",
+        "| new_% |  | 123.5 |  |",
     ]
     lines = to_latex(results).splitlines()
-    assert lines[0] == "\\begin{tabular}{lrr}"
-    assert lines[4] == "FID & 12.35 & 10.00; -2.345 \\\\"
-    assert lines[6] == "new\\_\\% &  & 123.5 \\\\"
+    assert lines[0] == "\\begin{tabular}{lrrr}"
+    assert lines[4] == "FID & 12.35 & 10.00 & $-$2.345 \\\\"
+    assert lines[6] == "new\\_\\% &  & 123.5 &  \\\\"
     assert lines[-1] == "\\end{tabular}"

@@ -1,10 +1,13 @@
 """Every suite on tiny models, against what it is the measure of."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.axes import Axes
+from PIL import Image
 from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen
 
 from sfumato.cli import choose_suite, main
@@ -37,6 +40,16 @@ def measured(model: Path, suite: str, out: Path, *options: str) -> Measurement:
     """What the command finds of one target."""
     assert main(["evaluate", str(model), "--suite", suite, "--out", str(out), "--device", "cpu", *options]) == 0
     return read_measurement(out / model.name / "measurement.json")
+
+
+def spy(method: Callable, calls: list) -> Callable:
+    """The method, which notes its positional arguments."""
+
+    def noted(self, *arguments, **options):
+        calls.append(arguments)
+        return method(self, *arguments, **options)
+
+    return noted
 
 
 def drawn(model: Path, out: Path) -> torch.Tensor:
@@ -148,7 +161,9 @@ def test_drawbench(text_model: Path, tmp_path: Path):
     assert measured(folder, "drawbench", tmp_path / "again", *options) == found
 
 
-def test_guidance_sweep(tiny_model: Path, tmp_path: Path):
+def test_guidance_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plotted = []
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", spy(Axes.plot, plotted))
     swept = measured(
         tiny_model, "guidance-sweep", tmp_path / "out", "--of", "entropy", "--images", "3", "--values", "0", "2"
     )
@@ -156,6 +171,12 @@ def test_guidance_sweep(tiny_model: Path, tmp_path: Path):
         alone = measured(tiny_model, "entropy", tmp_path / value, "--images", "3", "--guidance", value)
         assert {name: swept[f"guidance {value}: {name}"] for name in alone} == alone
     assert swept["guidance 0: entropy"] != swept["guidance 2: entropy"]
+    # The plot: a panel a figure, and a line of this target in each.
+    with Image.open(tmp_path / "out/results.png") as picture:
+        assert picture.width > 400
+    names = ["entropy", "unit 1 (1 token)", "unit 2 (4 tokens)"]
+    expected = [([0.0, 2.0], [swept[f"guidance {value}: {name}"].value for value in (0, 2)]) for name in names]
+    assert plotted == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from sfumato.data.images import IMAGE_SUFFIXES
@@ -32,8 +34,9 @@ class Images(Protocol):
 
 
 def batches(images: Images, size: int) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Conditions]]:
-    """All images with their conditions, `size` at a time."""
-    for first in range(0, len(images), size):
+    """All images with their conditions, `size` at a time. A terminal shows how far they are."""
+    starts, console = range(0, len(images), size), Console(stderr=True)
+    for first in track(starts, "images", console=console, transient=True, disable=not console.is_terminal):
         part = slice(first, first + size)
         yield images[part], images.conditions[part]
 

@@ -32,13 +32,22 @@ class Suite(Protocol):
         ...
 
 
+@runtime_checkable
+class Plotted(Suite, Protocol):
+    """A suite whose results are also a plot."""
+
+    def plot(self, results: Results, path: Path) -> None:
+        """Write a PNG file."""
+        ...
+
+
 def evaluate(
     suite: Suite, targets: Sequence[str], out: Path | None, device: torch.device, say: Callable[[str], None]
 ) -> Results:
     """Measure all targets; with `out`, write the results there, and go on where an earlier call stopped.
 
     `out` then has `evaluation.json` (what is measured), a folder a target (its images, and `measurement.json`), and
-    `results.json`, `results.md` and `results.tex`.
+    `results.json`, `results.md` and `results.tex`, and of a suite that is `Plotted` `results.png`.
 
     Raises:
         ValueError: an option or a target is wrong, or `out` holds something else.
@@ -60,6 +69,8 @@ def evaluate(
             say(f"{name}: measured")
         for file, table in (("json", to_json), ("md", to_markdown), ("tex", to_latex)):
             write_text(folder / f"results.{file}", table(results))
+        if isinstance(suite, Plotted):
+            suite.plot(results, folder / "results.png")
         return results
 
 

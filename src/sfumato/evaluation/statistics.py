@@ -66,7 +66,8 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()
     traces = one.covariance.trace() + other.covariance.trace()
-    return ((one.mean - other.mean).square().sum() + traces - 2 * product).item()
+    distance = (one.mean - other.mean).square().sum() + traces - 2 * product
+    return distance.clamp_min(0).item()  # rounding can leave it a little below
 
 
 def inception_score(log_probs: Float[Tensor, "N K"], splits: int = 10) -> Float[Tensor, " S"]:

@@ -29,34 +29,41 @@ def to_json(results: Results) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """A line a figure, a column a target."""
-    rows = [["", *results], ["---", *["---"] * len(results)]]
-    rows += [[name, *_cells(results, name)] for name in metrics(results)]
+    """A line a figure, a column a target; after each but the first its difference to the first."""
+    header, *rows = _table(results)
+    rows = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def to_latex(results: Results) -> str:
     """The same as a `tabular` with booktabs' rules."""
-    rows = [" & ".join(["", *map(_escape, results)]), r"\midrule"]
-    rows += [" & ".join(map(_escape, [name, *_cells(results, name)])) for name in metrics(results)]
-    body = "\n".join(row if row.startswith("\\m") else rf"{row} \\" for row in rows)
-    columns = "l" + "r" * len(results)
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
+    header, *rows = _table(results)
+    lines = [" & ".join(map(_escape, header)), *(" & ".join([_escape(r[0]), *map(_signed, r[1:])]) for r in rows)]
+    lines = [rf"{line} \\" for line in lines]
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", lines[0], r"\midrule", *lines[1:]]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _table(results: Results) -> list[list[str]]:
+    """The header and a row a figure, in words: value [interval], and difference [interval] to the first target."""
+    first, *others = results
+    header = ["", first]
+    for other in others:
+        header += [other, "difference"]
+    return [header, *([name, *_cells(results, name)] for name in metrics(results))]
 
 
 def _cells(results: Results, name: str) -> list[str]:
-    """Value [interval] of each target, and after it the difference to the first."""
-    first, cells = next(iter(results.values())), []
-    for measurement in results.values():
-        if name not in measurement:
+    """The row of a figure; empty where a target has none."""
+    first, *others = (measurement.get(name) for measurement in results.values())
+    cells = ["" if first is None else with_interval(number(first.value), first.interval())]
+    for figure in others:
+        cells.append("" if figure is None else with_interval(number(figure.value), figure.interval()))
+        if figure is None or first is None:
             cells.append("")
-            continue
-        figure = measurement[name]
-        cell = with_interval(number(figure.value), figure.interval())
-        if measurement is not first and name in first:
-            difference, interval = figure.difference(first[name])
-            cell += f"; {with_interval(number(difference, sign='+'), interval)}"
-        cells.append(cell)
+        else:
+            difference, interval = figure.difference(first)
+            cells.append(with_interval(number(difference, sign="+"), interval))
     return cells
 
 
@@ -69,6 +76,11 @@ def number(value: float, sign: str = "") -> str:
 def with_interval(text: str, interval: Interval | None) -> str:
     """`value [low, high]`."""
     return text if interval is None else f"{text} [{number(interval[0])}, {number(interval[1])}]"
+
+
+def _signed(text: str) -> str:
+    """Numbers with a minus rather than a hyphen."""
+    return _escape(text).replace("-", "$-$")
 
 
 def _escape(text: str) -> str:

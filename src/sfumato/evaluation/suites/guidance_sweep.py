@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sfumato.evaluation.measurement import Measurement
+from sfumato.evaluation.plots import plot_sweep
 from sfumato.evaluation.run import Measure
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
@@ -14,6 +15,7 @@ from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.tables import Results
 from sfumato.evaluation.targets import Target
 
 Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench | GenEval
@@ -44,7 +46,23 @@ class GuidanceSweep:
                 place = target.folder / f"guidance-{value:g}"
                 place.mkdir(parents=True, exist_ok=True)
                 found = measure_at(replace(target, folder=place))
-                figures |= {f"guidance {value:g}: {name}": figure for name, figure in found.items()}
+                figures |= {f"{self.prefix(value)}{name}": figure for name, figure in found.items()}
             return figures
 
         return measure
+
+    def plot(self, results: Results, path: Path) -> None:
+        """Every figure of the suite against guidance, a line a target."""
+        swept = {
+            target: {
+                value: {name.removeprefix(p): f for name, f in found.items() if name.startswith(p)}
+                for value, p in ((value, self.prefix(value)) for value in self.values)
+            }
+            for target, found in results.items()
+        }
+        plot_sweep(swept, "guidance", path)
+
+    @staticmethod
+    def prefix(value: float) -> str:
+        """What the names of the figures at a value begin with."""
+        return f"guidance {value:g}: "
