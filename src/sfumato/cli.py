@@ -94,16 +94,21 @@ class Evaluate:
         from sfumato.evaluation.tables import metrics, number, to_markdown
         from sfumato.training.distributed import join
 
-        console = Console()
-        results = evaluate(self.suite, self.targets, self.out, join(self.device).device, lambda line: None)
+        console, progress = Console(), Console(stderr=True, highlight=False)
+        try:
+            results = evaluate(self.suite, self.targets, self.out, join(self.device).device, progress.print)
+        except KeyboardInterrupt:
+            kept = "nothing is kept without --out" if self.out is None else f"the same command goes on in {self.out}"
+            progress.print(f"Stopped; {kept}", soft_wrap=True)
+            return INTERRUPTED
         name, measurement = next(iter(results.items()))
         if len(results) == 1 and len(measurement) < 6:
             line = "  ".join(f"{metric} {number(measurement[metric].value)}" for metric in metrics(results))
             console.print(f"{line}  ({name})", highlight=False, soft_wrap=True, markup=False)
         else:
             console.print(to_markdown(results), highlight=False, soft_wrap=True, markup=False)
-        if self.out is not None:
-            console.print(f"{self.out}/results.md", highlight=False, soft_wrap=True)
+        for path in [] if self.out is None else [self.out / "results.md", *self.out.glob("results.png")]:
+            console.print(str(path), highlight=False, soft_wrap=True)
         return FINISHED
 
 

@@ -132,6 +132,33 @@ def test_evaluation(capsys: Capture, classifier: Classifier, tiny_model: Path, t
     assert "is not empty and holds no evaluation" in capsys.readouterr().err
 
 
+def test_interrupted(
+    capsys: Capture, classifier: Classifier, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(tiny_model), "--images", "12", "--batch-size", "4", "--device", "cpu"]
+
+    def write_some(path: Path, image: torch.Tensor) -> None:
+        if path.name == "000006.png":
+            raise KeyboardInterrupt
+        write_image(path, image)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sfumato.evaluation.images.write_image", write_some)
+        assert main([*arguments, "--out", str(out)]) == 130
+        assert f"Stopped; the same command goes on in {out}" in capsys.readouterr().err
+        assert main(arguments) == 130
+        assert "Stopped; nothing is kept without --out" in capsys.readouterr().err
+    images = out / tiny_model.name / "images"
+    times = {path.name: path.stat().st_mtime_ns for path in images.iterdir()}
+    assert sorted(times) == [f"{number:06d}.png" for number in range(6)]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert {name: (images / name).stat().st_mtime_ns for name in times} == times
+    for file in ("results.json", f"{tiny_model.name}/measurement.json", f"{tiny_model.name}/images/000011.png"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_several_targets(capsys: Capture, classifier: Classifier, tiny_model: Path, tmp_path: Path):
     assert main(["evaluate", str(tiny_model), "--images", "12", "--out", str(tmp_path / "a"), "--device", "cpu"]) == 0
     line = capsys.readouterr().out
