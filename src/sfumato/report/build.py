@@ -87,7 +87,7 @@ def page(data: Row) -> str:
         "mark": MARK,
         "title": html.escape(data["title"]),
         "style": (HERE / "style.css").read_text("utf-8"),
-        "script": (HERE / "report.js").read_text("utf-8"),
+        "script": (HERE / "curves.js").read_text("utf-8") + (HERE / "report.js").read_text("utf-8"),
         "data": json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     # In one pass, so that what is put in is not looked at again.

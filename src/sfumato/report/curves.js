@@ -1,0 +1,226 @@
+"use strict";
+
+/* Curves. One cursor for all of them. */
+
+const TITLES = {
+  reward_mean: ["Reward", "mean of a step"],
+  reward_std: ["Reward", "standard deviation in a step"],
+  kl: ["KL to the reference", "nats a token"],
+  entropy: ["Entropy", "nats a token"],
+  images_per_second: ["Throughput", "images a second"],
+  clip_fraction: ["Clip fraction", ""],
+  grad_norm: ["Gradient norm", ""],
+  learning_rate: ["Learning rate", ""],
+  ratio_mean: ["Ratio", "mean"],
+  equal_groups: ["Groups of equal rewards", "share"],
+  unscored: ["Images without a score", "share"],
+  "fixed_set/reward_mean": ["Reward of the fixed pictures", "mean"],
+  "fixed_set/entropy": ["Entropy of the fixed pictures", "nats a token"],
+};
+const charts = [];
+
+function titleOf(name) {
+  if (name in TITLES) return TITLES[name];
+  const [kind, ...rest] = name.split("/");
+  const part = rest.join("/").replaceAll("_", " ");
+  const kinds = {
+    reward: "Reward",
+    reward_std: "Standard deviation",
+    reward_correlation: "Correlation with the reward",
+    held_out: "Held out",
+    seconds: "Seconds",
+  };
+  return part && kinds[kind] ? [`${kinds[kind]}: ${part}`, ""] : [name.replaceAll("_", " "), ""];
+}
+
+function ticks(low, high, most) {
+  const rough = (high - low) / most || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) found.push(k * step);
+  return [found, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
+}
+
+function addChart(place, name) {
+  const curves = runs
+    .map((run, n) => ({ run, n, steps: run.curves[name]?.[0], values: run.curves[name]?.[1] }))
+    .filter((curve) => curve.steps);
+  if (name === "reward_mean" && curves.length === 1) curves[0].spread = curves[0].run.curves.reward_std?.[1];
+  const [title, unit] = titleOf(name);
+  const values = element("span", { class: runs.length > 1 ? "values several" : "values" });
+  const plot = element("div", {
+    class: "plot",
+    tabindex: 0,
+    role: "slider",
+    "aria-label": `${title}${unit && `, ${unit}`}`,
+  });
+  const heading = element("h3", {}, title, " ", element("small", {}, unit));
+  place.append(element("figure", {}, element("figcaption", {}, heading, values), plot));
+  const steps = [...new Set(curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
+  const chart = { name, curves, steps, plot, values, step: null };
+  charts.push(chart);
+  plot.setAttribute("aria-valuemin", steps[0]);
+  plot.setAttribute("aria-valuemax", steps.at(-1));
+  new ResizeObserver(() => draw(chart)).observe(plot);
+  plot.addEventListener("pointermove", (event) => {
+    if (chart.stepAt) moveCursor(chart.stepAt(event.clientX - plot.getBoundingClientRect().left));
+  });
+  plot.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && moveCursor(null));
+  plot.addEventListener("focus", () => moveCursor(chart.step ?? steps.at(-1)));
+  plot.addEventListener("blur", () => moveCursor(null));
+  plot.addEventListener("keydown", (event) => {
+    const at = nearest(steps, chart.step ?? steps.at(-1));
+    const leap = Math.max(1, Math.round(steps.length / 10));
+    const to = {
+      ArrowLeft: at - 1,
+      ArrowDown: at - 1,
+      ArrowRight: at + 1,
+      ArrowUp: at + 1,
+      PageDown: at - leap,
+      PageUp: at + leap,
+      Home: 0,
+      End: steps.length - 1,
+    }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    moveCursor(steps[Math.min(Math.max(to, 0), steps.length - 1)]);
+  });
+  mark(chart, null);
+}
+
+function nearest(steps, step) {
+  let best = 0;
+  for (let n = 1; n < steps.length; n++) if (Math.abs(steps[n] - step) < Math.abs(steps[best] - step)) best = n;
+  return best;
+}
+
+function draw(chart) {
+  if (!chart.plot.clientWidth) return;
+  Object.assign(chart, scales(chart));
+  const svg = drawn("svg", { "aria-hidden": "true" });
+  svg.append(...grid(chart), ...chart.curves.flatMap((curve) => trace(chart, curve)));
+  chart.overlay = drawn("g", {});
+  svg.append(chart.overlay);
+  chart.plot.replaceChildren(svg);
+  mark(chart, chart.step);
+}
+
+/* Of a plot as large as it is now: from steps and values to pixels, and from pixels to steps. */
+function scales({ plot, curves, steps }) {
+  const known = curves
+    .flatMap(({ values, spread }) => values.flatMap((value, n) => [value, ...band(value, spread?.[n])]))
+    .filter((value) => value !== null);
+  let low = known.reduce((a, b) => Math.min(a, b), known[0] ?? 0);
+  let high = known.reduce((a, b) => Math.max(a, b), known[0] ?? 1);
+  const margin = low === high ? Math.abs(low || 1) / 10 : (high - low) / 20;
+  [low, high] = [low - margin, high + margin];
+  const [marks, decimals] = ticks(low, high, 4);
+  const labels = marks.map((value) => (decimals > 4 ? value.toExponential(0) : value.toFixed(decimals)));
+  const left = 12 + 6.6 * Math.max(...labels.map((label) => label.length), 1);
+  const [right, top, bottom] = [plot.clientWidth - 6, 6, plot.clientHeight - 22];
+  const [first, last] = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
+  return {
+    area: { left, right, top, bottom },
+    marks: marks.map((value, n) => [value, labels[n].replace("-", "−")]),
+    x: (step) => left + ((right - left) * (step - first)) / (last - first),
+    y: (value) => bottom - ((bottom - top) * (value - low)) / (high - low),
+    stepAt: (x) => steps[nearest(steps, first + ((x - left) / (right - left)) * (last - first))],
+  };
+}
+
+function band(value, spread) {
+  return typeof value === "number" && typeof spread === "number" ? [value - spread, value + spread] : [];
+}
+
+function grid({ area, marks, steps, x, y }) {
+  const { left, right, bottom } = area;
+  const rows = marks.flatMap(([value, label]) => [
+    drawn("line", { x1: left, x2: right, y1: y(value), y2: y(value) }),
+    drawn("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, label),
+  ]);
+  const [columns] = ticks(steps[0], steps.at(-1), Math.min(6, right / 70));
+  const anchor = (step) => (step === steps.at(-1) ? "end" : "middle");
+  const below = columns.filter(Number.isInteger);
+  return [
+    ...rows,
+    ...below.map((step) => drawn("text", { x: x(step), y: bottom + 19, "text-anchor": anchor(step) }, step)),
+  ];
+}
+
+/* A curve: a line with gaps where there is no value, points if they are few, and a band of one standard deviation. */
+function trace({ x, y }, { n, steps, values, spread }) {
+  const colour = `var(--run-${n % 6})`;
+  const place = (at, value) => `${x(steps[at]).toFixed(1)},${y(value).toFixed(1)}`;
+  const known = steps.map((_, at) => at).filter((at) => values[at] !== null);
+  const line = known.map((at) => (at && values[at - 1] !== null ? "L" : "M") + place(at, values[at]));
+  const found = [drawn("path", { d: line.join(""), ...stroke(n) })];
+  if (steps.length < 30) {
+    const dot = (at) => ({ cx: x(steps[at]), cy: y(values[at]), r: 2.6, fill: colour, style: "stroke:none" });
+    found.push(...known.map((at) => drawn("circle", dot(at))));
+  }
+  const edges = spread ? known.filter((at) => spread[at] !== null) : [];
+  if (edges.length) {
+    const side = (sign) => edges.map((at) => place(at, values[at] + sign * spread[at]));
+    const around = [...side(1), ...side(-1).reverse()].join("L");
+    found.unshift(drawn("path", { class: "band", d: `M${around}Z`, style: `fill:${colour}` }));
+  }
+  return found;
+}
+
+function moveCursor(step) {
+  for (const chart of charts) mark(chart, step === null ? null : chart.steps[nearest(chart.steps, step)]);
+}
+
+function mark(chart, step) {
+  chart.step = step;
+  const at = step ?? chart.steps.at(-1);
+  const found = chart.curves
+    .filter(({ steps }) => step === null || (steps[0] <= at && at <= steps.at(-1)))
+    .map(({ run, n, steps, values }) => {
+      const here = step === null ? steps.length - 1 : nearest(steps, at);
+      return { run, n, step: steps[here], value: values[here] };
+    });
+  const several = runs.length > 1;
+  chart.values.replaceChildren(
+    ...(step === null ? [] : [element("span", {}, `step ${at}`)]),
+    ...found.map(({ run, value }) =>
+      element("span", {}, ...(several ? [swatch(run)] : []), element("b", {}, number(value))),
+    ),
+  );
+  chart.plot.setAttribute("aria-valuenow", at);
+  chart.plot.setAttribute(
+    "aria-valuetext",
+    `step ${at}: ${found.map(({ run, value }) => `${several ? `${run.name} ` : ""}${number(value)}`).join(", ")}`,
+  );
+  if (!chart.overlay) return;
+  chart.overlay.replaceChildren();
+  if (step === null) return;
+  chart.overlay.append(
+    drawn("line", { class: "cursor", x1: chart.x(at), x2: chart.x(at), y1: chart.area.top, y2: chart.area.bottom }),
+  );
+  for (const { n, step, value } of found) {
+    const dot = { cx: chart.x(step), cy: chart.y(value), r: 4.5, fill: `var(--run-${n % 6})` };
+    if (value !== null) chart.overlay.append(drawn("circle", dot));
+  }
+}
+
+function showCurves() {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
+  find("#curves").hidden = !names.length;
+  const several = runs.some((run) => Object.keys(run.curves).filter((name) => name.startsWith("reward/")).length > 1);
+  const parts = names.filter((name) => several && name.startsWith("reward/"));
+  const main = [
+    "reward_mean",
+    ...parts,
+    "kl",
+    "entropy",
+    "images_per_second",
+    ...names.filter((name) => name.startsWith("held_out/")),
+  ];
+  const [place, more] = document.querySelectorAll("#curves .charts");
+  if (runs.length > 1) find("#curves .legend").append(...runs.map((run) => element("span", {}, swatch(run), run.name)));
+  for (const name of main) if (names.includes(name)) addChart(place, name);
+  for (const name of names) if (!main.includes(name)) addChart(more, name);
+  find("#curves details").hidden = !more.children.length;
+}

@@ -1,0 +1,244 @@
+"""The report in a real browser: Debian's chromium, without a window, driven by Playwright."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import data_of, metrics, write_run
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+
+from sfumato.report.build import write_report
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium")
+
+HOSTILE = ("<img src=x onerror=document.title=1>", "</script><script>document.title=1</script>", "b" * 80)
+WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=360, height=740)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report of two runs: the file and what it holds."""
+
+    path: Path
+    data: dict[str, Any]
+
+    def images(self, step: int, run: int = 0) -> list[str]:
+        """The pictures at a step."""
+        return next(moment["images"] for moment in self.data["runs"][run]["moments"] if moment["step"] == step)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of a run with names that try to be code, and of a longer one."""
+    folder = tmp_path_factory.mktemp("report")
+    names = [HOSTILE[n % 3] for n in range(8)] + [f"thing {n}" for n in range(8)]
+    write_run(folder / "one", names=names)
+    write_run(folder / "other", steps=40, every=4, seed=1, reward={"dark": 1.0, HOSTILE[0]: 0.5})
+    path = write_report([folder / "one", folder / "other"], folder / "report.html")
+    return Report(path, data_of(path))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One chromium for all tests of this file."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a report; fails if the page then complains, or asks for anything that the file does not hold."""
+    complaints, contexts = [], []
+
+    def visit(path: Path, size: ViewportSize = WIDE, dark: bool = False) -> Page:
+        contexts.append(browser.new_context(viewport=size, color_scheme="dark" if dark else "light"))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked(request.url, path))
+        page.goto(path.as_uri())
+        return page
+
+    def asked(url: str, path: Path) -> None:
+        if url.split("#")[0] != path.as_uri() and not url.startswith("data:"):
+            complaints.append(url)
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def sources(page: Page) -> list[str]:
+    return page.eval_on_selector_all("#scenes img", "images => images.map((image) => image.src)")
+
+
+def gains(page: Page) -> list[float]:
+    texts = page.locator(".pairs b").all_text_contents()
+    return [float(text.replace("−", "-")) for text in texts]
+
+
+def test_the_slider_scrubs_through_training(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    slider = page.locator("#slider")
+    assert sources(page) == report.images(4)
+    slider.focus()
+    for key, step in (("ArrowLeft", 2), ("Home", 0), ("ArrowRight", 2), ("End", 4)):
+        page.keyboard.press(key)
+        assert sources(page) == report.images(step)
+        assert page.locator("#moment b").text_content() == f"Step {step}"
+        assert (slider.get_attribute("aria-valuetext") or "").startswith(f"step {step}, mean reward 0.5")
+    box = slider.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    for share, step in ((0.5, 2), (0.02, 0)):
+        page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2, steps=4)
+        assert sources(page) == report.images(step)
+    page.mouse.up()
+    assert page.locator("#scenes small").first.text_content() == "0.500"
+
+
+def test_all_pictures_load(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    page.locator("#slider").focus()
+    for _ in report.data["runs"][0]["moments"]:
+        page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
+        sizes = page.evaluate("[...document.images].map((image) => [image.naturalWidth, image.naturalHeight])")
+        assert sizes == [[16, 16]] * (16 + 2 * 16)
+        page.keyboard.press("ArrowLeft")
+    assert all(page.evaluate("[...document.images].map((image) => image.alt.length)"))
+
+
+def test_pairs_are_sorted_by_gain_and_by_loss(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    expected = [round((n - 7) / 100, 3) for n in range(16)]
+    assert gains(page) == sorted(expected, reverse=True)
+    before, after = page.locator(".pairs li").first.locator("img").all()
+    assert (before.get_attribute("src"), after.get_attribute("src")) == (report.images(0)[15], report.images(4)[15])
+    page.get_by_role("button", name="Largest loss").click()
+    assert gains(page) == sorted(expected)
+    assert page.locator(".pairs figcaption span").first.text_content() == HOSTILE[0]
+    page.get_by_role("button", name="As drawn").focus()
+    page.keyboard.press("Enter")
+    assert gains(page) == expected
+    assert page.locator(".sort [aria-pressed=true]").all_text_contents() == ["As drawn"]
+
+
+def test_another_run_is_chosen_with_the_keyboard(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    page.locator("#training input[type=radio]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert sources(page) == report.images(4, run=1)  # the same step as was shown of the first run
+    assert page.locator("#pairs input[type=radio]").nth(1).is_checked()
+    first = page.locator(".pairs li").first.locator("img").last
+    assert first.get_attribute("src") == report.images(40, run=1)[15]
+
+
+def test_values_of_curves_by_pointer_and_by_key(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    plot = page.get_by_role("slider", name="Reward, mean of a step")
+    values = page.locator("#curves figure").first.locator(".values")
+    assert plot.locator("path").count() == 2
+    plot.focus()
+    page.keyboard.press("Home")
+    assert values.text_content() == "step 1" + f"{metrics(1)['reward_mean']:.3f}" * 2
+    page.keyboard.press("PageUp")
+    page.keyboard.press("ArrowRight")
+    assert plot.get_attribute("aria-valuetext") == f"step 6: other {metrics(6)['reward_mean']:.3f}"
+    assert "step 6" in (page.locator("#curves figure").nth(3).text_content() or "")  # one cursor for all
+    box = plot.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] - 7, box["y"] + 20)
+    assert values.text_content() == f"step 40{metrics(40)['reward_mean']:.3f}"
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 300)
+    assert values.text_content() == f"{metrics(4)['reward_mean']:.3f}{metrics(40)['reward_mean']:.3f}"
+
+
+def test_what_users_write_is_shown_and_not_run(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    assert page.title() == "one, other: training report"
+    captions = page.locator("#scenes figcaption").all_text_contents()
+    assert captions[:3] == list(HOSTILE)
+    assert f"reward.{HOSTILE[0]}" in page.locator("#settings table").first.locator("th").all_text_contents()
+    assert page.locator("#settings table").first.locator("tbody tr").count() == 3  # steps, seed, and this reward
+
+
+@pytest.mark.parametrize("size", [PHONE, WIDE])
+def test_nothing_is_wider_than_the_screen(report: Report, visit: Callable[..., Page], size: ViewportSize):
+    page = visit(report.path, size)
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    page.wait_for_timeout(100)  # for the curves to be drawn
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    assert page.locator(".plot svg").count() == page.locator(".plot").count() > 4
+    page.evaluate("scrollTo(100, 0)")
+    assert page.evaluate("scrollX") == 0
+
+
+LEAST_CONTRAST = """() => {
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3)
+    .map((value) => value / 255).map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, n) => sum + value * [0.2126, 0.7152, 0.0722][n], 0);
+  const contrast = (...two) => (Math.max(...two.map(light)) + 0.05) / (Math.min(...two.map(light)) + 0.05);
+  const paper = getComputedStyle(document.body).backgroundColor;
+  const colours = [...document.querySelectorAll("p, small, h1, h2, h3, td, th, a, figcaption, dt, dd, summary")];
+  return [light(paper), Math.min(...colours.map((node) => contrast(getComputedStyle(node).color, paper)))];
+}"""
+
+
+def test_light_and_dark(report: Report, visit: Callable[..., Page]):
+    page, dark_page = visit(report.path), visit(report.path, PHONE, dark=True)
+    light, contrast = page.evaluate(LEAST_CONTRAST)
+    dark, dark_contrast = dark_page.evaluate(LEAST_CONTRAST)
+    assert light > 0.8
+    assert dark < 0.02
+    assert min(contrast, dark_contrast) >= 4.5  # WCAG 2.2, AA
+    toggle = page.locator("#theme")
+    assert (toggle.text_content(), toggle.get_attribute("aria-label")) == ("Dark", "Switch to dark colours")
+    toggle.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(LEAST_CONTRAST)[0] == dark
+    assert toggle.text_content() == "Light"
+    toggle.click()
+    assert page.evaluate(LEAST_CONTRAST)[0] == light
+
+
+def test_focus_is_seen(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    seen = set()
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        # The radio buttons themselves are invisible; the label beside each has the outline.
+        width, name = page.evaluate(
+            "(() => { const node = document.activeElement; "
+            "const shown = node.type === 'radio' ? node.nextElementSibling : node; "
+            "return [parseFloat(getComputedStyle(shown).outlineWidth), node.id || node.textContent || node.type]; })()"
+        )
+        assert width >= 3, name
+        seen.add(name)
+    assert {"theme", "Curves", "radio", "slider", "Largest loss"} <= seen
+
+
+def test_an_older_run_alone(visit: Callable[..., Page], tmp_path: Path):
+    (write_run(tmp_path / "older") / "fixed_set.jsonl").unlink()
+    page = visit(write_report([tmp_path / "older"]))
+    assert page.locator(".pairs li").count() == 16
+    assert page.locator("#scenes img").count() == 16
+    assert not page.locator(".sort").is_visible()
+    assert page.locator("#settings dt").first.text_content() == "model"
+
+
+def test_a_run_that_has_just_begun(visit: Callable[..., Page], tmp_path: Path):
+    run = write_run(tmp_path / "begun")
+    for name in ("metrics.jsonl", "evaluation.json", "fixed_set.jsonl"):
+        (run / name).unlink()
+    shutil.rmtree(run / "samples")
+    page = visit(write_report([run]))
+    assert page.locator("nav a").all_text_contents() == ["Settings"]
+    assert "0 of 4 steps, not finished" in (page.locator(".card").text_content() or "")
