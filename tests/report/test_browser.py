@@ -230,6 +230,7 @@ def test_an_older_run_alone(visit: Callable[..., Page], tmp_path: Path):
     page = visit(write_report([tmp_path / "older"]))
     assert page.locator(".pairs li").count() == 16
     assert page.locator("#scenes img").count() == 16
+    assert page.locator("#scenes figure").count() == 8
     assert not page.locator(".sort").is_visible()
     assert page.locator("#settings dt").first.text_content() == "model"
 

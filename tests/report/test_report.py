@@ -172,7 +172,7 @@ def test_an_older_run_and_one_that_has_just_begun(tmp_path: Path):
     first, second = report(older, begun)["runs"]
     assert first["names"] == []
     assert [moment["rewards"] for moment in first["moments"]] == [None] * 3
-    assert first["notes"] == ["This run kept no reward of each picture, so that pairs cannot be sorted."]
+    assert first["notes"] == ["The rewards of single pictures were not kept; pairs cannot be sorted."]
     assert (second["done"], second["curves"], second["moments"], second["notes"]) == (0, {}, [], [])
 
 

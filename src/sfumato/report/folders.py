@@ -39,9 +39,8 @@ def read_run(folder: Path, name: str) -> tuple[Row, Row]:
     metrics = read_rows(folder / "metrics.jsonl", notes)
     fixed_set = read_rows(folder / "fixed_set.jsonl", notes)
     moments = read_moments(folder / "samples", fixed_set, notes)
-    rewarded = any(moment["rewards"] for moment in moments)
-    if moments and not rewarded:
-        notes.append("This run kept no reward of each picture, so that pairs cannot be sorted.")
+    if not all(moment["rewards"] for moment in moments[:1] + moments[-1:]):
+        notes.append("The rewards of single pictures were not kept; pairs cannot be sorted.")
     names = next((row["names"] for row in reversed(fixed_set) if isinstance(row.get("names"), list)), [])
     fixed = [{"step": row["step"]} | {f"fixed_set/{k}": v for k, v in row.items() if k != "step"} for row in fixed_set]
     run = {

@@ -112,8 +112,8 @@ function showScenes(position) {
   for (let n = 0; n < moments[0].images.length; n++) {
     const place = { image: element("img", { alt: "" }), score: element("small") };
     places.push(place);
-    // Pictures of the same thing stand together.
-    if (!n || names[n] === undefined || names[n] !== names[n - 1] || frames.childElementCount === 4) {
+    // Pictures of the same thing stand together, and so do two of which it is not known.
+    if (!n || names[n] !== names[n - 1] || frames.childElementCount === (names[n] ? 4 : 2)) {
       frames = element("div", { class: "frames" });
       figures.push(element("figure", {}, frames, ...(names[n] ? [element("figcaption", {}, names[n])] : [])));
     }
