@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.evaluation.features import Features, features_of, load_extractor
+from sfumato.evaluation.features import Features, features_of, inception_features, load_extractor, load_inception
 from sfumato.evaluation.images import StoredImages, write_image
 from sfumato.evaluation.inception import Inception, resize_as_tensorflow
 
@@ -68,12 +68,15 @@ def test_resize_by_hand():
 
 
 def test_parts_of_inception(inception_file: Path):
-    extract = load_extractor("inception", str(inception_file), torch.device("cpu"))
+    model, seen = load_inception(str(inception_file)), []
+    model.Mixed_6d.get_submodule("branch1x1").register_forward_hook(lambda *arguments: seen.append(arguments[2]))
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    features = extract(images)
+    features = inception_features(model, images)
     assert features.pooled.shape == (1, 2048)
     assert features.spatial.shape == (1, 7 * 17 * 17)
     assert (features.spatial >= 0).all()  # after the ReLU
+    # As guided-diffusion has them: the first 7 channels, last of the axes, in a row.
+    assert features.spatial[0].tolist() == seen[0][0, :7].permute(1, 2, 0).flatten().tolist()
     assert features.log_probs.exp().sum().item() == pytest.approx(1, rel=1e-5)
 
 

@@ -1,9 +1,11 @@
 """Every suite on tiny models, against what it is the measure of."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
@@ -108,6 +110,43 @@ def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
     assert same["FID"].value == pytest.approx(0, abs=1e-6)
     assert same["sFID"].value == pytest.approx(0, abs=1e-6)
     assert same["precision"].value == same["recall"].value == 1
+
+
+def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """guided-diffusion's reference batches carry the moments of all of ImageNet, and some of its images."""
+    monkeypatch.setattr(
+        "sfumato.evaluation.suites.imagenet.load_extractor", lambda *_: functools.partial(emoji_features, classifier)
+    )
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    whole = emoji_features(classifier, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    moments = {
+        "mu": whole.pooled.numpy().mean(0),
+        "sigma": np.cov(whole.pooled.double().numpy(), rowvar=False),
+        "mu_s": whole.spatial.numpy().mean(0),
+        "sigma_s": np.cov(whole.spatial.double().numpy(), rowvar=False),
+    }
+    np.savez(tmp_path / "batch.npz", pixels[:12], **moments)
+    options = ["--images", "10", "--reference", str(tmp_path / "batch.npz")]
+    found = measured(tiny_model, "imagenet", tmp_path / "out", *options)
+    ours = emoji_features(classifier, drawn(tiny_model, tmp_path / "out"))
+    for name, kind in (("FID", "pooled"), ("sFID", "spatial")):
+        distance = frechet_distance(Moments.of(getattr(whole, kind)), Moments.of(getattr(ours, kind)))
+        assert found[name].value == pytest.approx(distance, rel=1e-4)
+    some = whole.pooled[:12]
+    assert found["precision"].value == inside(ours.pooled, some, radii(some)).double().mean().item()
+    assert len(found["recall"].parts) == 12
+    # Moments of another network are refused, and are not minded where another network is asked for.
+    np.savez(
+        tmp_path / "other.npz",
+        pixels[:12],
+        **{name: values[(slice(5),) * values.ndim] for name, values in moments.items()},
+    )
+    options[-1] = str(tmp_path / "other.npz")
+    assert main(["evaluate", str(tiny_model), "--suite", "imagenet", *options, "--device", "cpu"]) == 2
+    found = measured(tiny_model, "imagenet", tmp_path / "plain", *options, "--extractor", "emoji")
+    expected = frechet_distance(Moments.of(some), Moments.of(ours.pooled))
+    assert found["FID"].value == pytest.approx(expected, rel=1e-4)
 
 
 def test_diversity(classifier: Classifier, tiny_model: Path, tmp_path: Path):

@@ -179,7 +179,8 @@ class Inception(nn.Module):
         spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :7]
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         pooled = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))
-        return pooled, spatial.flatten(1), pooled @ self.fc.weight.T
+        spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # the channels last, as in published moments
+        return pooled, spatial, pooled @ self.fc.weight.T
 
 
 def resize_as_tensorflow(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:

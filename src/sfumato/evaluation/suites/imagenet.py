@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sfumato.evaluation.asking import ask_classes, repeated
@@ -45,7 +46,10 @@ class ImageNet:
         extract = load_extractor(self.extractor, self.extractor_weights, device)
         reference = features_of_reference(self.reference, extract, folder / "reference", device, self.drawing)
         spread = radii(reference.pooled, self.neighbours)
-        pooled, spatial = Moments.of(reference.pooled), Moments.of(reference.spatial)
+        published = published_moments(self.reference) if self.extractor == "inception" else None
+        pooled, spatial = published or (Moments.of(reference.pooled), Moments.of(reference.spatial))
+        if (len(pooled.mean), len(spatial.mean)) != (reference.pooled.shape[1], reference.spatial.shape[1]):
+            raise ValueError(f"reference: mu and mu_s of {self.reference} are of another network; leave them out")
 
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
@@ -65,6 +69,24 @@ class ImageNet:
         """All classes in turn; a model that reads captions is asked for the names of the bundled classes."""
         names = load_classifier().class_names if generator.text_encoder else generator.class_names
         return repeated(ask_classes(generator, drawing, range(len(names)), names), self.images)
+
+
+def published_moments(path: Path) -> tuple[Moments, Moments] | None:
+    """Moments of pooled and spatial features that an .npz file has beside its images, if it does.
+
+    Those of guided-diffusion's reference batches are of all training images, of which the batch has 10,000; its
+    evaluator takes FID and sFID from them, and precision and recall from the images.
+    """
+    if path.suffix.lower() != ".npz":
+        return None
+    with np.load(path) as arrays:
+        if not {"mu", "sigma", "mu_s", "sigma_s"} <= set(arrays.files):
+            return None
+        mean, covariance, mean_s, covariance_s = (
+            torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma", "mu_s", "sigma_s")
+        )
+    # Of how many images is not said; of two the scatter is the covariance.
+    return Moments(2, mean, covariance), Moments(2, mean_s, covariance_s)
 
 
 def features_of_reference(
