@@ -99,17 +99,17 @@ def radii(features: Float[Tensor, "N D"], k: int = 3) -> Float[Tensor, " N"]:
     """
     if len(features) <= k:
         raise ValueError(f"images: {len(features)} is too few for {k} neighbours; give at least {k + 1}")
-    found = []
+    found = torch.empty(len(features), dtype=torch.float64)  # once: blocks between large ones would leave holes
     for first, rows in _blocks(features):
-        nearest = torch.full((len(rows), 0), torch.inf, dtype=torch.float64)
+        nearest = torch.full((len(rows), k), torch.inf, dtype=torch.float64)
         for start, others in _blocks(features):
             between = distances(rows, others)
             if start == first:
                 between.fill_diagonal_(torch.inf)  # a row is no neighbour of its own
-            nearest = torch.cat([nearest, between], dim=1)
-            nearest = nearest.topk(min(k, nearest.shape[1]), largest=False).values
-        found.append(nearest[:, -1])
-    return torch.cat(found)
+            closest = between.topk(min(k, len(others)), largest=False).values
+            nearest = torch.cat([nearest, closest], dim=1).topk(k, largest=False).values
+        found[first : first + len(rows)] = nearest[:, -1]
+    return found
 
 
 def inside(
@@ -118,13 +118,12 @@ def inside(
     """Whether each row lies in the ball of at least one row of the manifold. Its mean over generated images in the
     manifold of real ones is precision; that over real images in the manifold of generated ones is recall
     (Kynkäänniemi et al. 2019, eq. 3)."""
-    found = []
-    for _, part in _blocks(rows):
-        near = torch.zeros(len(part), dtype=torch.bool)
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for first, part in _blocks(rows):
+        near = found[first : first + len(part)]
         for start, others in _blocks(manifold):
             near |= (distances(part, others) <= radius[start : start + len(others)]).any(1)
-        found.append(near)
-    return torch.cat(found)
+    return found
 
 
 def class_distances(features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, " C"]:
