@@ -39,7 +39,7 @@ class Conditions:
     """What B images are asked to show. Indexing with a tensor of positions or a slice gives a part."""
 
     labels: Int[Tensor, " B"]
-    """class numbers; with `text`, the row of each image's caption there"""
+    """class numbers, -1 where only the name is known; with `text`, the row of each image's caption there"""
     names: tuple[str, ...]
     """class names, or the captions themselves: for people to read"""
     captions: tuple[str, ...] = ()

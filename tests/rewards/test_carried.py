@@ -89,5 +89,5 @@ def test_wrong_weights(tmp_path: Path):
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"weights: .*x\.pth do not fit efficientnet-lite0 \(.*Missing key"):
         build_reward({f"classifier?network=efficientnet-lite0&weights={tmp_path}/x.pth": 1.0})
-    with pytest.raises(ValueError, match=r"network: 'resnet18' is not one of resnet50, efficientnet-lite0; give one"):
+    with pytest.raises(ValueError, match=r"network: 'resnet18' is not one of emoji-rival, resnet50, .*-lite0; give"):
         build_reward({"classifier?network=resnet18": 1.0})

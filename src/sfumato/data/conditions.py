@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.rollout import CaptionFeatures, Conditions
@@ -49,6 +49,21 @@ def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str
         else:
             labels.append(find_class(item, class_names))
     return list(dict.fromkeys(labels))
+
+
+def find_labels(class_names: Sequence[str], conditions: Conditions) -> Int[Tensor, " B"] | None:
+    """Numbers, among these classes, of what the images should show; None if one is not among them.
+
+    An image's class is the "class" of its prompt's metadata, or else the condition's name. Where several classes have
+    one name (ImageNet has two cranes), it is the one of the condition's own label.
+    """
+    numbers = {name: number for number, name in enumerate(class_names)}
+    wanted = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
+    if not all(name in numbers for name in wanted):
+        return None
+    own = conditions.labels.tolist()
+    same = [0 <= o < len(class_names) and class_names[o] == name for o, name in zip(own, wanted, strict=True)]
+    return torch.tensor([o if s else numbers[str(name)] for o, s, name in zip(own, same, wanted, strict=True)])
 
 
 def class_conditions(

@@ -1,12 +1,12 @@
 """Whether images still show the class that was asked for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.data.conditions import find_labels
 from sfumato.models.classifier import Classifier
 from sfumato.rollout import Conditions
 
@@ -42,18 +42,3 @@ def top_hits(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Bool[Te
     """Whether each label has the largest logit, and whether it has one of the five largest."""
     top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None].to(logits.device)
     return torch.stack([top[:, 0], top.any(1)], dim=1).cpu()
-
-
-def find_labels(class_names: Sequence[str], conditions: Conditions) -> Int[Tensor, " B"] | None:
-    """Numbers, among these classes, of what the images should show; None if one is not among them.
-
-    An image's class is the "class" of its prompt's metadata, or else the condition's name. Where several classes have
-    one name (ImageNet has two cranes), it is the one of the condition's own label.
-    """
-    numbers = {name: number for number, name in enumerate(class_names)}
-    wanted = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
-    if not all(name in numbers for name in wanted):
-        return None
-    own = conditions.labels.tolist()
-    same = [label < len(class_names) and class_names[label] == name for label, name in zip(own, wanted, strict=True)]
-    return torch.tensor([o if s else numbers[str(name)] for o, s, name in zip(own, same, wanted, strict=True)])

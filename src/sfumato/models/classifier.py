@@ -90,7 +90,7 @@ class PatchBlock(nn.Module):
 
 
 class PatchClassifier(nn.Module):
-    """Patches, mixed by depthwise convolutions and perceptrons, then a linear layer on each channel's mean."""
+    """Patches, mixed by depthwise convolutions and perceptrons, then a linear layer on each channel's maximum."""
 
     def __init__(self, config: PatchClassifierConfig, class_names: tuple[str, ...]):
         super().__init__()
@@ -108,7 +108,7 @@ class PatchClassifier(nn.Module):
         """Logits of the classes for images in [0, 1]."""
         # Depthwise convolutions on the CPU are twice as fast with the channels last.
         x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        return self.head(self.features(x).mean((2, 3)))
+        return self.head(self.features(x).amax((2, 3)))
 
     @torch.no_grad()
     def log_probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:

@@ -6,7 +6,6 @@ from sfumato.models.llamagen import LlamaGenConfig
 from sfumato.models.var import VARConfig
 from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import VQVAEConfig
-from sfumato.training.classifier import ClassifierTraining
 from sfumato.training.generator import GeneratorTraining
 from sfumato.training.pretrain import (
     ClassifierPretrainConfig,
@@ -88,4 +87,4 @@ def emoji_classifier() -> ClassifierPretrainConfig:
 
 def emoji_rival() -> RivalPretrainConfig:
     """Another classifier of the same emoji, for rewards only."""
-    return RivalPretrainConfig(training=ClassifierTraining(steps=1600))
+    return RivalPretrainConfig()

@@ -37,7 +37,10 @@ MALFORMED = (
 def pack(images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> bytes:
     """A request: images as 8-bit values, labels, and the conditions' words."""
     words = {"names": conditions.names, "captions": conditions.captions, "metadata": conditions.metadata}
-    tensors = {"images": to_bytes(images).cpu().contiguous(), "labels": conditions.labels.cpu().long().contiguous()}
+    labels = conditions.labels.cpu().long()
+    if conditions.text is not None:  # they number the captions, not classes
+        labels = torch.full_like(labels, -1)
+    tensors = {"images": to_bytes(images).cpu().contiguous(), "labels": labels.contiguous()}
     return save_tensors(tensors, {key: json.dumps(value, default=str) for key, value in words.items()})
 
 
@@ -113,7 +116,7 @@ def read_request(images: Tensor, labels: Tensor | None, words: Mapping[str, Any]
     elif images.dtype not in FLOATS or not ((images >= 0) & (images <= 1)).all():
         raise ValueError(f"images: of type {images.dtype} they must be 8 bits, or numbers from 0 to 1")
     count = len(images)
-    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    labels = torch.full((count,), -1) if labels is None else labels
     if labels.shape != (count,) or labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels: {tuple(labels.shape)} of {labels.dtype} is not ({count},) of whole numbers")
     captions, names = (read_texts(key, words.get(key), count) for key in ("captions", "names"))

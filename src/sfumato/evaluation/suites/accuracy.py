@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
+from sfumato.data.conditions import find_labels
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
-from sfumato.evaluation.accuracy import class_hits, find_labels
+from sfumato.evaluation.accuracy import class_hits
 from sfumato.evaluation.asking import ask_classes, ask_prompts, repeated
 from sfumato.evaluation.images import batches
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -45,7 +46,10 @@ class AccuracySuite:
 
         images = target.images(self.drawing, ask)
         if find_labels(classifier.class_names, images.conditions) is None:
-            raise ValueError(f"model: {target.name} has other classes than the bundled classifier; give an emoji model")
+            raise ValueError(
+                f"target: {target.name} has other classes than the bundled classifier; give an emoji model, or images "
+                "in a sub-folder for each class"
+            )
         hits = [class_hits(classifier, *batch) for batch in batches(images, self.drawing.batch_size)]
         top1, top5 = torch.cat([h for h in hits if h is not None]).float().unbind(1)
         return {"top-1": Figure.mean(top1.tolist()), "top-5": Figure.mean(top5.tolist())}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import find_classes
-from sfumato.evaluation.accuracy import find_labels, top_hits
+from sfumato.data.conditions import find_classes, find_labels
+from sfumato.evaluation.accuracy import top_hits
 from sfumato.evaluation.asking import ask_classes
 from sfumato.evaluation.images import batches
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -64,7 +64,10 @@ class Alignment:
         if recognition is not None:
             labels = find_labels(recognition.class_names, images.conditions)
             if labels is None:
-                raise ValueError(f"classifier: {self.classifier} does not know the classes of {target.name}; give None")
+                raise ValueError(
+                    f"classifier: {self.classifier} does not know the classes of {target.name}; give resnet50 for "
+                    "ImageNet's, None for none, or images in a sub-folder for each class"
+                )
         columns: dict[str, list[float]] = {}
         first = 0
         for batch, conditions in batches(images, self.drawing.batch_size):

@@ -1,0 +1,48 @@
+"""How well the two bundled classifiers of emoji do, each on the other's pictures too, and how far they agree.
+
+python benchmarks/classifiers.py PACKAGE [--images 512]
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+import sfumato
+from sfumato.data.conditions import class_conditions, pick
+from sfumato.data.images import open_source
+from sfumato.models.classifier import Classifier, PatchClassifier, load_classifier, load_rival
+from sfumato.training.classifier import augmented_scenes
+from sfumato.training.rival import rival_scenes
+
+
+@torch.no_grad()
+def report(what: str, images: Tensor, labels: Tensor, models: dict[str, Classifier | PatchClassifier]) -> None:
+    """A line for these pictures: each model's top-1 and top-5 accuracy, and how often both name the same class."""
+    logits = {name: torch.cat([model(part) for part in images.split(64)]) for name, model in models.items()}
+    line = f"{what:28}"
+    for name, found in logits.items():
+        top = found.topk(5).indices == labels[:, None]
+        line += f"  {name} {top[:, 0].float().mean():6.1%} {top.any(1).float().mean():6.1%}"
+    first, second = (found.argmax(1) for found in logits.values())
+    print(f"{line}  agree {(first == second).float().mean():6.1%}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="the unpacked npm package emoji-datasource-google")
+    parser.add_argument("--images", type=int, default=512)
+    arguments = parser.parse_args()
+    models = {"emoji-classifier": load_classifier(), "emoji-rival": load_rival()}
+    source = open_source(arguments.data, 64)
+    for what, draw in (("evaluation's augmentations", augmented_scenes), ("rival's augmentations", rival_scenes)):
+        report(what, *draw(source, arguments.images, torch.Generator().manual_seed(10**6)), models)
+    policy, rng = sfumato.load("emoji-var", temperature=0.7), torch.Generator().manual_seed(0)
+    names = policy.generator.class_names
+    conditions = class_conditions(pick(len(names), arguments.images, rng), names)
+    images = policy.draw(conditions, torch.arange(arguments.images), 64)
+    report("emoji-var, temperature 0.7", images, conditions.labels, models)
+
+
+if __name__ == "__main__":
+    main()
