@@ -1,6 +1,7 @@
 """The commands that list rewards, score images and serve a reward."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,12 @@ def pictures(tmp_path: Path) -> Path:
 def test_every_reward_is_listed(capsys: pytest.CaptureFixture[str]):
     assert main(["rewards"]) == 0
     text = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    lines = {line.split()[0]: line.rstrip() for line in text.splitlines() if line.strip()}
     assert set(REWARDS) <= set(lines)
-    assert lines["brightness"].split() == ["brightness", "0", "to", "1", "ready"]
+    assert lines["brightness"].split() == ["brightness", "0", "to", "1", "any", "device", "ready"]
+    assert lines["ocr"].split()[-2:] in (["CPU", "ready"], ["install", "'sfumato[ocr]'"])
+    assert lines["deqa"].endswith("when its server runs")
+    assert "ready for emoji; pip install 'sfumato[torchvision]'" in lines["classifier"] or find_spec("torchvision")
     assert all(f"  {name}: " in text for name in COMPOSITIONS)
 
 
@@ -44,9 +48,23 @@ def test_captions_and_labels(pictures: Path, capsys: pytest.CaptureFixture[str])
         "def length(images, conditions):\n"
         "    return torch.tensor([len(caption) for caption in conditions.captions]) + conditions.labels.cpu()\n"
     )
-    for options, expected in (([], [3.0, 3.0]), (["--caption", "an insect", "--label", "100"], [109.0, 109.0])):
+    for options, expected in (([], [2.0, 2.0]), (["--caption", "an insect", "--label", "100"], [109.0, 109.0])):
         assert main(["score", f"{pictures}/r.py:length", str(pictures), "--json", *options]) == 0
         assert [row["score"] for row in json.loads(capsys.readouterr().out)] == expected
+
+
+def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[str]):
+    (pictures / "r.py").write_text(
+        "import torch\n"
+        "def bright_ones(images, conditions):\n"
+        "    brightness = images.mean((1, 2, 3))\n"
+        "    return torch.where(brightness > 0.5, brightness, torch.nan)\n"
+        "bright_ones.last_failure = 'it is too dark'\n"
+    )
+    assert main(["score", f"{pictures}/r.py:bright_ones", str(pictures)]) == 0
+    printed = capsys.readouterr()
+    assert [line.split()[-1] for line in printed.out.splitlines()[1:]] == ["1.0000", "none"]
+    assert printed.err == "sfumato: 1 of 2 images have no score (it is too dark)\n"
 
 
 @pytest.mark.parametrize(

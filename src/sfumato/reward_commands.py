@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from sfumato.rewards import COMPOSITIONS, REWARDS, Entry, WeightedSum, build_reward
+from sfumato.rewards import COMPOSITIONS, REWARDS, SERVER, Entry, WeightedSum, build_reward
 from sfumato.rewards.needs import EXTRAS
 from sfumato.rollout import Conditions
 
@@ -28,10 +29,11 @@ class Rewards:
     """List all rewards: what they return, what they need, and whether that is here."""
 
     def __call__(self) -> int:
-        table = Table("reward", "range", "extra", "weights", "on this machine", box=None, header_style="bold")
+        titles = ("reward", "range", "extra", "weights", "runs on", "on this machine")
+        table = Table(*titles, box=None, header_style="bold")
         for name, entry in REWARDS.items():
-            table.add_row(name, entry.range, entry.extra, entry.weights, readiness(entry))
-        console = Console() if Console().is_terminal else Console(width=160)
+            table.add_row(name, entry.range, entry.extra, entry.weights, entry.runs_on, readiness(entry))
+        console = Console() if Console().is_terminal else Console(width=180)
         console.print(table)
         console.print("\nSums of rewards:\n", highlight=False)
         for name, parts in COMPOSITIONS.items():
@@ -43,7 +45,10 @@ def readiness(entry: Entry) -> str:
     """Whether a reward's packages and weights are here."""
     missing = [module for module in EXTRAS.get(entry.extra, ()) if importlib.util.find_spec(module) is None]
     if missing:
-        return f"pip install 'sfumato\\[{entry.extra}]'"
+        remedy = f"pip install 'sfumato\\[{entry.extra}]'"
+        return f"ready for {entry.without_extra}; {remedy}" if entry.without_extra else remedy
+    if entry.runs_on == SERVER:
+        return "when its server runs"
     if "/" in entry.weights:
         from huggingface_hub import scan_cache_dir
         from huggingface_hub.errors import CacheNotFound
@@ -53,7 +58,7 @@ def readiness(entry: Entry) -> str:
         except CacheNotFound:
             cached = False
         return "ready" if cached else "fetched at first use"
-    return "ready" if not entry.weights else "ready, weights apart"
+    return "ready" if not entry.weights else "fetched at first use"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +71,8 @@ class Score:
     """image files and folders"""
     caption: str | None = None
     """what the images should show; the name of each one's folder if not given"""
-    label: int = 0
-    """class number, for rewards that read it"""
+    label: int = -1
+    """class number, for rewards that read it; if not given they go by the caption"""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """print JSON, not a table"""
     device: str = "auto"
@@ -82,6 +87,8 @@ class Score:
             (str(path), None if score != score else score)
             for path, score in score_files(reward, files, self.caption, self.label, device)
         ]
+        if any(score is None for _, score in rows):
+            print("sfumato:", why_unscored(reward, rows), file=sys.stderr)  # noqa: T201
         if self.json:
             print(json.dumps([{"image": path, "score": score} for path, score in rows], indent=1))  # noqa: T201
             return 0
@@ -90,6 +97,13 @@ class Score:
             table.add_row(path, "none" if score is None else f"{score:.4f}")
         Console().print(table)
         return 0
+
+
+def why_unscored(reward: WeightedSum, rows: Sequence[tuple[str, float | None]]) -> str:
+    """How many images have no score, and why if a reward says so."""
+    reasons = filter(None, (getattr(part.reward, "last_failure", "") for part in reward.parts.values()))
+    reason = "; ".join(dict.fromkeys(reasons))
+    return f"{sum(score is None for _, score in rows)} of {len(rows)} images have no score{reason and f' ({reason})'}"
 
 
 def find_pictures(paths: tuple[Path, ...]) -> list[Path]:

@@ -37,8 +37,13 @@ class Entry:
     """of the package: pip install 'sfumato[EXTRA]'"""
     weights: str = ""
     """hub id of the default weights; nothing if they come with a package"""
+    runs_on: str = "any device"
+    """where it computes"""
+    without_extra: str = ""
+    """what it can score without the extra, if anything"""
 
 
+SERVER = "a server"
 REWARDS: dict[str, Entry] = {
     "brightness": Entry(pixels.brightness, "0 to 1"),
     "darkness": Entry(pixels.darkness, "0 to 1"),
@@ -46,21 +51,23 @@ REWARDS: dict[str, Entry] = {
     "dark": Entry(pixels.dark, "0 or 1"),
     "colorfulness": Entry(pixels.colorfulness, "0 to about 1"),
     "saturation": Entry(pixels.saturation, "0 to 1"),
-    "jpeg-size": Entry(pixels.jpeg_size, "kilobytes"),
+    "jpeg-size": Entry(pixels.jpeg_size, "kilobytes", runs_on="CPU"),
     "clip": Entry(clip.Clip, "-1 to 1", "clip", "openai/clip-vit-large-patch14"),
     "aesthetic": Entry(aesthetic.Aesthetic, "1 to 10", "clip", "openai/clip-vit-large-patch14"),
     "hps": Entry(hps.Hps, "-1 to 1", "clip", "xswu/HPSv2"),
     "pickscore": Entry(pickscore.PickScore, "about 15 to 25", "clip", "yuvalkirstain/PickScore_v1"),
-    "judge": Entry(judge.Judge, "0 to 5; 0 or 1", "clip", "Qwen/Qwen2.5-VL-3B-Instruct"),
-    "unifiedreward": Entry(unifiedreward.UnifiedReward, "0.2 to 1", "", "behind an endpoint"),
-    "deqa": Entry(deqa.DeQA, "1 to 5", "", "behind an endpoint"),
+    "judge": Entry(judge.Judge, "0 to 5; 0 or 1", "clip", "Qwen/Qwen2.5-VL-3B-Instruct", f"any device, {SERVER}"),
+    "unifiedreward": Entry(unifiedreward.UnifiedReward, "0.2 to 1", runs_on=SERVER),
+    "deqa": Entry(deqa.DeQA, "1 to 5", runs_on=SERVER),
     "imagereward": Entry(imagereward.ImageReward, "about -2 to 2", "clip", "zai-org/ImageReward"),
-    "maniqa": Entry(iqa.Iqa, "0 to 1; other metrics have other ranges", "iqa", "of pyiqa"),
-    "classifier": Entry(classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "of torchvision"),
+    "maniqa": Entry(iqa.Iqa, "0 to 1; others differ", "iqa", "of pyiqa"),
+    "classifier": Entry(
+        classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "of torchvision", without_extra="emoji"
+    ),
     "emoji-clip": Entry(emoji_clip.EmojiClip, "-1 to 1"),
-    "ocr": Entry(ocr.Ocr, "0 to 1", "ocr"),
-    "safety": Entry(safety.Safety, "-1 to 0", "safety"),
-    "http": Entry(remote.Remote, "of the reward that is served"),
+    "ocr": Entry(ocr.Ocr, "0 to 1", "ocr", runs_on="CPU"),
+    "safety": Entry(safety.Safety, "-1 to 0", "safety", runs_on="CPU"),
+    "http": Entry(remote.Remote, "of the reward that is served", runs_on=SERVER),
 }
 """Rewards by name."""
 
