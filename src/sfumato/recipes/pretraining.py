@@ -58,7 +58,7 @@ def emoji_llamagen() -> PretrainConfig:
         transformer=EMOJI_LLAMAGEN,
         start_from="emoji-var",
         tokenizer_training=TokenizerTraining(steps=900, batch_size=24, learning_rate=8e-4),
-        generator_training=GeneratorTraining(steps=7600, batch_size=16, learning_rate=1.3e-3),
+        generator_training=GeneratorTraining(steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.5),
     )
 
 
@@ -71,7 +71,9 @@ def emoji_t2i() -> PretrainConfig:
         ),
         start_from="emoji-llamagen",
         tokenizer_training=TokenizerTraining(steps=0),
-        generator_training=GeneratorTraining(steps=2200, batch_size=16, learning_rate=1e-3, warmup_steps=50),
+        generator_training=GeneratorTraining(
+            steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.5
+        ),
     )
 
 
