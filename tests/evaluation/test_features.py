@@ -33,15 +33,15 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fidelity(module: str):
-    """A module of torch-fidelity, whose package would import torchvision."""
-    if "torch_fidelity" not in sys.modules:
+    """A module of torch-fidelity, whose package would import torchvision: without it, this module alone."""
+    if "torch_fidelity" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         found = importlib.util.find_spec("torch_fidelity")
         if found is None or found.submodule_search_locations is None:
             pytest.skip("torch-fidelity is not installed")
         package = types.ModuleType("torch_fidelity")
         package.__path__ = list(found.submodule_search_locations)
         sys.modules["torch_fidelity"] = package
-    return importlib.import_module(f"torch_fidelity.{module}")
+    return pytest.importorskip(f"torch_fidelity.{module}")
 
 
 @pytest.mark.filterwarnings("ignore")
