@@ -1,4 +1,4 @@
-"""What the site adds to the pages: the experiments' summaries, which `sfumato reproduce` writes, and files beside docs/."""
+"""What the site adds to the pages: summaries that `sfumato reproduce` wrote, and files beside docs/."""
 
 import re
 from pathlib import Path
