@@ -34,7 +34,7 @@ from sfumato.experiments.experiment import (
     kept,
     rises,
 )
-from sfumato.experiments.outputs import write_plot, write_summary
+from sfumato.experiments.outputs import running_mean, write_plot, write_summary
 from sfumato.experiments.run import FILES, folder_name, reference_images, reproduce
 from sfumato.models.library import save_model
 from sfumato.training.logger import read_metrics
@@ -215,6 +215,11 @@ def test_refusals(tmp_path: Path):
     assert reference_images(tmp_path / "out", tmp_path) == tmp_path / "out"
     config = tiny_config("m")
     assert folder_name(config) == folder_name(replace(config, device="cuda")) != folder_name(replace(config, seed=1))
+
+
+def test_running_mean():
+    assert running_mean([0.0, 3.0, 6.0, 0.0, 9.0], 3) == [0.0, 3.0, 3.0, 5.0, 9.0]
+    assert running_mean([1.0], 7) == [1.0]
 
 
 def test_sweep_panel(tmp_path: Path):

@@ -3,7 +3,7 @@
 import csv
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ from sfumato.experiments.experiment import BASE, Bars, Curve, Experiment, Findin
 
 COLUMNS = 3
 """panels a row"""
+FEW, WINDOW = 12, 7
+"""points of a curve that are drawn as they are; steps of the running mean of one with more"""
 PICTURE_ROWS = 2
 """rows of a run's sheet of samples that are shown"""
 
@@ -63,9 +65,20 @@ def write_plot(experiment: Experiment, findings: Findings, path: Path) -> None:
 def _draw_curves(axis: Axes, panel: Curve, findings: Findings, colours: Mapping[str, str]) -> None:
     for run in panel.runs or findings.curves:
         steps, values = findings.curve(run, panel.metric)
-        axis.plot(steps, values, color=colours[run], label=run, linewidth=1.5, marker="." if len(steps) < 12 else "")
+        many = len(steps) > FEW
+        if many:  # every step has other classes, whose rewards differ; what is learnt is in the mean
+            axis.plot(steps, values, color=colours[run], linewidth=0.8, alpha=0.3)
+            values = running_mean(values, WINDOW)
+        axis.plot(steps, values, color=colours[run], label=run, linewidth=1.6, marker="" if many else ".")
     axis.set_xlabel("step")
     axis.legend(fontsize=8)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the values around each, as many on either side as there are up to half a window."""
+    half, count = window // 2, len(values)
+    reach = [min(half, place, count - 1 - place) for place in range(count)]
+    return [sum(values[n - r : n + r + 1]) / (2 * r + 1) for n, r in enumerate(reach)]
 
 
 def _draw_bars(axis: Axes, panel: Bars, findings: Findings, colours: Mapping[str, str]) -> None:
