@@ -203,12 +203,10 @@ def kl(scale: Scale) -> Experiment:
                 rises("alignment", free, scale.aesthetic, over=strong),
             ),
             Claim("without it the policy goes further from the model", ends_higher(free, "kl", than=strong)),
+            Claim("and the pictures pay: accuracy ends lower", falls("alignment", free, "top-1", below=strong)),
             Claim(
-                "and the pictures pay: accuracy and diversity end lower than under a strong penalty",
-                all_of(
-                    falls("alignment", free, "top-1", below=strong),
-                    falls("diversity", free, "within-class distance", below=strong),
-                ),
+                "and images of one class are more alike",
+                falls("diversity", free, "within-class distance", below=strong),
             ),
         ),
     )

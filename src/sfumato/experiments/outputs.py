@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Plot
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.evaluation.measurement import write_text
@@ -110,7 +111,7 @@ def write_pictures(folders: Mapping[str, Path], path: Path) -> None:
     bands = [(BASE, _band(first)), *((run, _band(found[-1])) for run, found in sheets.items())]
     title, width = 24, max(band.width for _, band in bands)
     sheet = Image.new("RGB", (width, sum(title + band.height for _, band in bands)), "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(size=15), 0
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.truetype(findfont("DejaVu Sans"), 14), 0
     for name, band in bands:
         draw.text((4, top + 3), name, fill="black", font=font)
         sheet.paste(band, (0, top + title))
