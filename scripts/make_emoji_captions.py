@@ -21,6 +21,8 @@ def main(package: Path, folder: Path) -> None:
             captions[source.caption(item, with_scene=True)] = source.class_names[item // len(source.scenes)]
         lines = [json.dumps({"caption": caption, "class": name}) for caption, name in captions.items()]
         (folder / f"{file}.jsonl").write_text("\n".join(lines) + "\n")
+        if not held_out:  # so few that each comes up often in a short run
+            (folder / "emoji-captions-few.jsonl").write_text("\n".join(lines[79::160]) + "\n")
 
 
 if __name__ == "__main__":

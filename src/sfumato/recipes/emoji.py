@@ -76,5 +76,13 @@ def emoji_llamagen_colorful() -> GRPOConfig:
 
 
 def emoji_t2i_clip() -> GRPOConfig:
-    """Emoji drawn from captions, rewarded for fitting them (the bundled emoji-clip)."""
-    return replace(_emoji_llamagen("emoji-t2i", {"emoji-clip": 1.0}), prompts="emoji-captions")
+    """Emoji drawn from 32 captions, rewarded for fitting them (the bundled emoji-clip)."""
+    return replace(
+        _emoji_llamagen("emoji-t2i", {"emoji-clip": 1.0}),
+        prompts="emoji-captions-few",
+        steps=40,
+        labels_per_step=8,
+        minibatch_size=32,
+        learning_rate=3e-4,
+        warmup_steps=3,
+    )
