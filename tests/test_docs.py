@@ -23,6 +23,7 @@ from sfumato.experiments import EXPERIMENTS
 from sfumato.model_commands import Sample
 from sfumato.models.library import bundled_models
 from sfumato.models.var import VARConfig
+from sfumato.training.pretrain import PretrainConfig
 
 ELSEWHERE = {
     r".*--(weights|tokenizer) ": "models/test_library.py::test_releases",
@@ -141,7 +142,7 @@ def small(command: Any, tiny_model: Path) -> Callable[[], int]:
             changes |= {"labels_per_step": 2, "group_size": 2, "minibatch_size": 4, "device": "cpu"}
             changes |= {"classes": ("0-3",) if config.classes else ()}
             return replace(command, config=replace(config, **changes), run_dir=Path("made") / command.run_dir)
-        case Pretrain(config=config):
+        case Pretrain(config=PretrainConfig() as config):
             is_var = isinstance(config.transformer, VARConfig)
             shapes = (TOKENIZER, TRANSFORMER) if is_var else (VQ_TOKENIZER, LLAMAGEN)
             changes = dict(zip(("tokenizer", "transformer"), shapes, strict=True)) | {"start_from": None}
