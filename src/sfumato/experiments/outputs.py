@@ -132,7 +132,7 @@ def write_summary(name: str, experiment: Experiment, findings: Findings, path: P
     lines = [f"# {experiment.title}", "", f"*{experiment.source}.* {experiment.about}", "", "## Claims", ""]
     for claim in experiment.claims:
         verdict = claim.check(findings)
-        lines += [f"- **{words[verdict.holds]}**: {claim.text}", f"  {verdict.evidence}."]
+        lines += [f"- **{words[verdict.holds]}**: {claim.text}.", f"  {verdict.evidence}."]
     lines += ["", "![plot](plot.png)", "", "![pictures](pictures.png)", "", "## Measurements", ""]
     for suite, measurements in findings.measured.items():
         lines += [f"{suite}: value [95 % interval]; difference to the first column", "", to_markdown(measurements)]
