@@ -124,7 +124,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
             file = tmp_path / folder / f"class {number % 4}" / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 64), (30 * number, 255 - 30 * number, 90)).save(file)
-    shutil.copy(file, tmp_path / "apple.png")
+    shutil.copy(tmp_path / "FOLDER/class 0/0.png", tmp_path / "apple.png")
     (tmp_path / "captions.txt").write_text("red apple\noctopus\n")
     for page in PAGES:
         for code in python_blocks(page):

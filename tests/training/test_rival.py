@@ -54,8 +54,8 @@ def test_training(pictures: Path, tmp_path: Path):
     assert run(pictures, tmp_path / "whole")
     assert not run(pictures, tmp_path / "stopped", stop_at=1)
     assert run(pictures, tmp_path / "stopped", resume=True)
-    weights = [load_file(tmp_path / name / "model/classifier.safetensors") for name in ("stopped", "whole")]
-    assert_equal(*weights)
+    stopped, whole = (load_file(tmp_path / name / "model/classifier.safetensors") for name in ("stopped", "whole"))
+    assert_equal(stopped, whole)
     rival = load_rival(tmp_path / "whole/model")
     assert (rival.class_names, rival.config.widths, rival.config.depths) == (("green", "red"), (4, 8), (1, 2))
     assert rival.log_probs(torch.rand(2, 3, 8, 8)).exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
