@@ -218,7 +218,7 @@ def test_refusals(tmp_path: Path):
 
 
 def test_running_mean():
-    assert running_mean([0.0, 3.0, 6.0, 0.0, 9.0], 3) == [0.0, 3.0, 3.0, 5.0, 9.0]
+    assert running_mean([0.0, 3.0, 6.0, 0.0, 9.0], 3) == [1.5, 3.0, 3.0, 5.0, 4.5]
     assert running_mean([1.0], 7) == [1.0]
 
 

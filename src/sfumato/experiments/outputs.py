@@ -76,10 +76,10 @@ def _draw_curves(axis: Axes, panel: Curve, findings: Findings, colours: Mapping[
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of the values around each, as many on either side as there are up to half a window."""
-    half, count = window // 2, len(values)
-    reach = [min(half, place, count - 1 - place) for place in range(count)]
-    return [sum(values[n - r : n + r + 1]) / (2 * r + 1) for n, r in enumerate(reach)]
+    """Mean of the values up to half a window before and after each, fewer at the ends."""
+    half = window // 2
+    parts = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
 
 
 def _draw_bars(axis: Axes, panel: Bars, findings: Findings, colours: Mapping[str, str]) -> None:
