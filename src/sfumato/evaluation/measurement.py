@@ -77,5 +77,5 @@ def read_measurement(path: Path) -> Measurement:
 def write_text(path: Path, text: str) -> None:
     """A file that is complete or absent."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)

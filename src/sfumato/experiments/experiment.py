@@ -1,7 +1,7 @@
 """What an experiment of a paper is: runs, what is measured of them, and what the paper says comes out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Suite
@@ -92,6 +92,8 @@ class Sweep:
 
 
 Panel = Curve | Bars | Sweep
+REWARD, KL, ENTROPY = Curve("reward_mean", "reward"), Curve("kl", "KL (nats a token)"), Curve("entropy", "entropy")
+"""panels that most experiments have"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,11 @@ class Experiment:
         """The model that all runs start from."""
         (model,) = {config.model for config in self.runs.values()}
         return model
+
+
+def with_kl(config: GRPOConfig, weight: float) -> GRPOConfig:
+    """The same run with another weight of the KL penalty."""
+    return replace(config, loss=replace(config.loss, kl_weight=weight))
 
 
 def rises(suite: str, run: str, name: str, *, over: str = BASE) -> Check:

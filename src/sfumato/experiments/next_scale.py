@@ -10,7 +10,21 @@ from sfumato.evaluation.suites import AnySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.targets import PLAIN
-from sfumato.experiments.experiment import Bars, Claim, Curve, Experiment, all_of, ends_higher, falls, kept, rises
+from sfumato.experiments.experiment import (
+    ENTROPY,
+    KL,
+    REWARD,
+    Bars,
+    Claim,
+    Curve,
+    Experiment,
+    all_of,
+    ends_higher,
+    falls,
+    kept,
+    rises,
+    with_kl,
+)
 from sfumato.recipes.emoji import emoji_colorful
 from sfumato.recipes.var import var_recipe
 from sfumato.training.config import GRPOConfig
@@ -18,7 +32,6 @@ from sfumato.training.config import GRPOConfig
 PAPER = "Gallici & Sáez de Ocáriz Borde 2025"
 AS_TRAINED = replace(PLAIN, temperature=0.7)
 """images drawn as in training"""
-REWARD, KL, ENTROPY = Curve("reward_mean", "reward"), Curve("kl", "KL (nats a token)"), Curve("entropy", "entropy")
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,9 @@ FULL = Scale(
 SCALES = {"emoji": EMOJI, "full": FULL}
 
 
-def _rewarded(scale: Scale, *rewards: str, logged: tuple[str, ...] = (), kl_weight: float | None = None) -> GRPOConfig:
+def _rewarded(scale: Scale, *rewards: str, logged: tuple[str, ...] = ()) -> GRPOConfig:
     """The scale's run with these rewards; others are only logged."""
-    loss = scale.run.loss if kl_weight is None else replace(scale.run.loss, kl_weight=kl_weight)
-    return replace(scale.run, reward={**dict.fromkeys(logged, 0.0), **dict.fromkeys(rewards, 1.0)}, loss=loss)
+    return replace(scale.run, reward={**dict.fromkeys(logged, 0.0), **dict.fromkeys(rewards, 1.0)})
 
 
 def brightness(scale: Scale) -> Experiment:
@@ -85,7 +97,7 @@ def brightness(scale: Scale) -> Experiment:
         about="The simplest rewards: dark pictures, and bright ones, of a model that draws all shades.",
         runs={
             "dark": _rewarded(scale, scale.dark, logged=("brightness",)),
-            "bright": _rewarded(scale, scale.bright, logged=() if scale.bright == "brightness" else ("brightness",)),
+            "bright": _rewarded(scale, scale.bright, logged=("brightness",)),
         },
         suites=suites,
         panels=(
@@ -181,7 +193,7 @@ def prompt(scale: Scale) -> Experiment:
 def kl(scale: Scale) -> Experiment:
     """Figure 7."""
     weights = (0.0, 0.05, 0.2, 1.0)
-    runs = {f"β {weight:g}": _rewarded(scale, scale.aesthetic, kl_weight=weight) for weight in weights}
+    runs = {f"β {weight:g}": with_kl(_rewarded(scale, scale.aesthetic), weight) for weight in weights}
     free, strong = next(iter(runs)), list(runs)[-1]
     return Experiment(
         title="The weight of the KL penalty",

@@ -14,6 +14,9 @@ from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
 from sfumato.evaluation.suites.imagenet import ImageNet
 from sfumato.experiments.experiment import (
+    ENTROPY,
+    KL,
+    REWARD,
     Bars,
     Claim,
     Curve,
@@ -24,13 +27,13 @@ from sfumato.experiments.experiment import (
     ends_higher,
     falls,
     rises,
+    with_kl,
 )
 from sfumato.recipes.emoji import emoji_llamagen_colorful
 from sfumato.recipes.llamagen import llamagen_recipe
 from sfumato.training.config import GRPOConfig
 
 PAPER = "Yuan et al. 2025 (AR-GRPO)"
-REWARD, KL, ENTROPY = Curve("reward_mean", "reward"), Curve("kl", "KL (nats a token)"), Curve("entropy", "entropy")
 FIXED_ENTROPY = Curve("fixed/entropy", "entropy on the fixed set")
 AR_GRPO = "AR-GRPO"
 """name of the run with the paper's reward and settings"""
@@ -93,9 +96,8 @@ FULL = Scale(
 SCALES = {"emoji": EMOJI, "full": FULL}
 
 
-def _run(scale: Scale, letter: str = "D", *, kl_weight: float | None = None) -> GRPOConfig:
-    loss = scale.run.loss if kl_weight is None else replace(scale.run.loss, kl_weight=kl_weight)
-    return replace(scale.run, reward=scale.rewards[letter], loss=loss)
+def _run(scale: Scale, letter: str = "D") -> GRPOConfig:
+    return replace(scale.run, reward=scale.rewards[letter])
 
 
 def quality(scale: Scale, reference: Path | None) -> Experiment:
@@ -123,7 +125,7 @@ def entropy(scale: Scale) -> Experiment:
         title="The policy's entropy falls",
         source=f"{PAPER}, Figures 3 and 4",
         about="Mean entropy of the guided distribution a token, of the images drawn in training and of a fixed set.",
-        runs={AR_GRPO: _run(scale), "without KL": _run(scale, kl_weight=0.0)},
+        runs={AR_GRPO: _run(scale), "without KL": with_kl(_run(scale), 0.0)},
         suites={"diversity": scale.diversity},
         panels=(ENTROPY, FIXED_ENTROPY, Bars("diversity", "within-class distance", "distance within a class")),
         claims=(
@@ -138,7 +140,7 @@ def kl(scale: Scale) -> Experiment:
     """Table 5."""
     standard = scale.run.loss.kl_weight
     weights = (0.0, standard, 10 * standard)
-    runs = {AR_GRPO if w == standard else f"β {w:g}": _run(scale, kl_weight=w) for w in weights}
+    runs = {AR_GRPO if w == standard else f"β {w:g}": with_kl(_run(scale), w) for w in weights}
     free, strong = "β 0", f"β {weights[-1]:g}"
     fidelity = scale.measured[0]
     return Experiment(
@@ -204,7 +206,7 @@ def hacking(scale: Scale) -> Experiment:
     """Figure 5."""
     fidelity, looks, realism = scale.measured
     config = replace(
-        _run(scale, "A", kl_weight=0.0),
+        with_kl(_run(scale), 0.0),
         steps=scale.long,
         held_out=(looks, realism),
         held_out_every=max(1, scale.long // 15),

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Plot
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.evaluation.measurement import write_text
+from sfumato.evaluation.plots import draw_line, panels
 from sfumato.evaluation.tables import to_markdown
 from sfumato.experiments.experiment import BASE, Bars, Curve, Experiment, Findings, Sweep
+from sfumato.training.pictures import COLUMNS
 
-COLUMNS = 3
-"""panels a row"""
 FEW, WINDOW = 12, 7
 """points of a curve that are drawn as they are; steps of the running mean of one with more"""
 PICTURE_ROWS = 2
@@ -45,14 +43,8 @@ def write_numbers(findings: Findings, path: Path) -> None:
 def write_plot(experiment: Experiment, findings: Findings, path: Path) -> None:
     """The experiment's panels, one colour a run."""
     colours = {run: f"C{number}" for number, run in enumerate(experiment.runs)} | {BASE: "0.6"}
-    rows = -(-len(experiment.panels) // COLUMNS)
-    columns = min(COLUMNS, len(experiment.panels))
-    plot = Plot(figsize=(4.4 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(plot)
-    for number, panel in enumerate(experiment.panels, start=1):
-        axis = plot.add_subplot(rows, columns, number)
-        axis.set_title(panel.title, fontsize=10)
-        axis.grid(alpha=0.3)
+    plot, axes = panels([panel.title for panel in experiment.panels])
+    for panel, axis in zip(experiment.panels, axes, strict=True):
         match panel:
             case Curve():
                 _draw_curves(axis, panel, findings, colours)
@@ -94,12 +86,7 @@ def _draw_bars(axis: Axes, panel: Bars, findings: Findings, colours: Mapping[str
 
 def _draw_sweep(axis: Axes, panel: Sweep, findings: Findings, colours: Mapping[str, str]) -> None:
     for run, measurement in findings.measured[panel.suite].items():
-        figures = [measurement[panel.at(value)] for value in panel.values]
-        axis.plot(panel.values, [figure.value for figure in figures], color=colours[run], marker=".", label=run)
-        ends = [figure.interval() for figure in figures]
-        if all(ends):
-            low, high = zip(*(end for end in ends if end), strict=True)
-            axis.fill_between(panel.values, low, high, color=colours[run], alpha=0.15, linewidth=0)
+        draw_line(axis, {value: measurement[panel.at(value)] for value in panel.values}, run, colours[run])
     axis.set_xlabel("guidance at inference")
     axis.legend(fontsize=8)
 
@@ -120,9 +107,9 @@ def write_pictures(folders: Mapping[str, Path], path: Path) -> None:
 
 
 def _band(sheet: Path) -> Image.Image:
-    """The first rows of a sheet of samples, which has eight images a row."""
+    """The first rows of a sheet of samples."""
     with Image.open(sheet) as picture:
-        tile = picture.width / 8
+        tile = picture.width / COLUMNS
         return picture.convert("RGB").crop((0, 0, picture.width, round(min(PICTURE_ROWS * tile, picture.height))))
 
 

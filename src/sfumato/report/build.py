@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from sfumato.evaluation.measurement import write_text
 from sfumato.evaluation.run import label
 from sfumato.report.folders import Row, differences, finite, read_evaluation, read_run
 
@@ -25,9 +26,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     out = out or next(folder for folder in folders if is_run(folder)) / "report.html"
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page(data), "utf-8")
-    temporary.replace(out)
+    write_text(out, page(data))
     return out
 
 
