@@ -210,6 +210,11 @@ def test_refusals(tmp_path: Path):
     with pytest.raises(ValueError, match=r"out: .*name holds thesis.tex, which is no experiment's; choose"):
         reproduce("name", small(tmp_path / "model"), tmp_path / "out", tmp_path / "work", "cpu", Console())
     assert not (tmp_path / "work").exists()
+    file = tmp_path / "out/name/thesis.tex"
+    with pytest.raises(ValueError, match=r"out: .*thesis.tex is a file, not a folder; choose another --out"):
+        reproduce("name", small(tmp_path / "model"), file, tmp_path / "work", "cpu", Console())
+    with pytest.raises(ValueError, match=r"work: .*thesis.tex is a file, not a folder; choose another --work"):
+        reproduce("name", small(tmp_path / "model"), tmp_path / "fresh", file, "cpu", Console())
     with pytest.raises(ValueError, match=r"reference: .*nowhere is not there; give a folder of images"):
         reference_images(tmp_path / "nowhere", tmp_path)
     assert reference_images(tmp_path / "out", tmp_path) == tmp_path / "out"

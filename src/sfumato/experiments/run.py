@@ -15,7 +15,7 @@ from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.run import evaluate
 from sfumato.experiments.experiment import BASE, Experiment, Findings
 from sfumato.experiments.outputs import write_numbers, write_pictures, write_plot, write_summary
-from sfumato.training.checkpoint import write_atomically
+from sfumato.training.checkpoint import check_writable, write_atomically
 from sfumato.training.config import GRPOConfig
 from sfumato.training.logger import read_lines, read_metrics
 from sfumato.training.pictures import save_png, to_pil
@@ -36,6 +36,7 @@ def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: 
     """
     place = out / name
     check_place(place)
+    check_writable("work", work)
     runs = {run: dataclasses.replace(config, device=device) for run, config in experiment.runs.items()}
     for config in runs.values():
         config.validate()
@@ -117,14 +118,13 @@ def read_curves(folder: Path) -> list[dict[str, float]]:
 
 
 def check_place(place: Path) -> None:
-    """Refuse to write into a folder with other files.
+    """Refuse to write into a folder with other files, or where none can be.
 
     Raises:
         ValueError: it holds something else.
     """
+    check_writable("out", place)
     if place.is_dir():
         others = sorted(path.name for path in place.iterdir() if path.name not in FILES)
         if others:
             raise ValueError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")
-    elif place.exists():
-        raise ValueError(f"out: {place} is a file; choose another --out")

@@ -11,6 +11,19 @@ from types import FrameType
 import torch
 
 
+def check_writable(field: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before any long work.
+
+    Raises:
+        ValueError: the message names the field and what stands in the way.
+    """
+    nearest, option = next(p for p in [folder, *folder.absolute().parents] if p.exists()), field.replace("_", "-")
+    if not nearest.is_dir():
+        raise ValueError(f"{field}: {nearest} is a file, not a folder; choose another --{option}")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{field}: no permission to write in {nearest}; choose another --{option}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary sibling (file or folder), then rename it to `path`, replacing what was there.
 

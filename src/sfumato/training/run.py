@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,15 @@ from sfumato.models.library import load, load_part, save_model
 from sfumato.rewards import build_reward
 from sfumato.rollout import Conditions, Rollout, concatenate
 from sfumato.training import distributed, thresholds
-from sfumato.training.checkpoint import Interrupt, catch_interrupt, load_state, remove, save_state, write_atomically
+from sfumato.training.checkpoint import (
+    Interrupt,
+    catch_interrupt,
+    check_writable,
+    load_state,
+    remove,
+    save_state,
+    write_atomically,
+)
 from sfumato.training.config import GRPOConfig
 from sfumato.training.curves import plot_curves, plot_held_out
 from sfumato.training.grpo import GRPO
@@ -232,9 +239,7 @@ class RunFolder:
             raise ValueError(
                 f"run_dir: {self.path} is not empty; continue it with --resume or choose another --run-dir"
             )
-        parent = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise ValueError(f"run_dir: no permission to write in {parent}; choose another --run-dir")
+        check_writable("run_dir", self.path)
 
     def create(self, config: GRPOConfig) -> None:
         """Make the folder and write the resolved config."""
