@@ -8,11 +8,12 @@ import pytest
 import torch
 from command import run_module
 from PIL import Image
-from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_conditions
+from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_conditions, tiny_var
 
 from sfumato.cli import Pretrain, main, parse
+from sfumato.inference import Inference
 from sfumato.models.checkpoints import load_var, read_state_dict
-from sfumato.models.library import load
+from sfumato.models.library import load, save_model
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.generator import GeneratorTraining
 from sfumato.training.pretrain import PretrainConfig
@@ -170,6 +171,18 @@ def test_sample(capsys: Capture, tiny_model: Path, tmp_path: Path):
         for n, image in enumerate(images):
             corner = (2 + n % columns * 130 + 5, 2 + n // columns * 130 + 5)
             assert picture.getpixel(corner) == tuple((image[:, 0, 0] * 255).round().int().tolist()), n
+
+
+def test_samples_are_drawn_with_the_models_own_settings(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    generator, out = tiny_var(), tmp_path / "grid.png"
+    generator.inference = Inference(guidance=2.0, temperature=0.5)
+    save_model(tmp_path / "model", generator)
+    own = sample(capsys, tmp_path / "model", out)
+    assert own == sample(capsys, tiny_model, out, "--guidance", "2", "--temperature", "0.5")
+    plain = sample(capsys, tmp_path / "model", out, "--guidance", "0", "--temperature", "1")
+    assert plain == sample(capsys, tiny_model, out) != own
+    text = printed(capsys, "sample", str(tmp_path / "model"), "--device", "cpu", "--out", str(out), "--top-k", "3")
+    assert "64 images, guidance 2, temperature 0.5, top-k 3: " in text
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import torch
 import tyro
 from rich.console import Console
 
-from sfumato.policy import Generator
+from sfumato.inference import InferenceOptions
+from sfumato.policy import Generator, drawing_policy
 from sfumato.rollout import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Draw images."""
+class Sample(InferenceOptions):
+    """Draw images, as the model is best drawn from if nothing else is asked for."""
 
     model: tyro.conf.Positional[str]
     """bundled model, run folder or checkpoint, or released model (var-d16 ... var-d36)"""
@@ -28,14 +29,6 @@ class Sample:
     """the n-th image has seed + n"""
     out: Path = Path("samples.png")
     """PNG file to write"""
-    temperature: float = 1.0
-    """divides the logits"""
-    guidance: float = 0.0
-    """classifier-free guidance; 0 is none"""
-    top_k: int = 0
-    """keep the k likeliest tokens; 0 keeps all"""
-    top_p: float = 0.0
-    """keep the likeliest tokens up to this probability in all; 0 keeps all"""
     smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """VAR's "more smooth" mixing of codes"""
     weights: Path | None = None
@@ -57,23 +50,13 @@ class Sample:
             raise ValueError(f"count: {self.count} images; give at least 1")
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"out: {self.out} is not a .png file; name one")
-        if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
         device = join(self.device).device
-        policy = load(
-            self.model,
-            weights=self.weights,
-            tokenizer=self.tokenizer,
-            guidance=self.guidance,
-            temperature=self.temperature,
-            device=device,
-        )
+        loaded = load(self.model, weights=self.weights, tokenizer=self.tokenizer, device=device).generator
+        settings = self.inference(loaded.inference)
+        policy, keep = drawing_policy(loaded, settings)
         generator = policy.generator
         conditions = self.conditions(generator, device).repeat(self.count).to(device)
         seeds = torch.arange(self.seed, self.seed + len(conditions))
-
-        def keep(logits: torch.Tensor) -> torch.Tensor:
-            return generator.filter(logits, self.top_k, self.top_p)
 
         if self.smooth:
             if not isinstance(generator, VAR):
@@ -84,7 +67,7 @@ class Sample:
             pictures = policy.draw(conditions, seeds, 32, keep)
         columns = min(len(pictures), self.count * max(1, 8 // self.count))  # a class's images stay in one row
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
-        Console().print(f"{len(pictures)} images: {self.out}", highlight=False)
+        Console().print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False)
         return 0
 
     def conditions(self, generator: Generator, device: torch.device) -> Conditions:

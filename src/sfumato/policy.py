@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.inference import Inference
 from sfumato.rollout import Conditions, Rollout
 
 LogitsFilter = Callable[[Float[Tensor, "B u V"]], Float[Tensor, "B u V"]]
@@ -25,6 +26,8 @@ class Generator(Protocol):
 
     units: tuple[int, ...]
     guidance: float
+    inference: Inference
+    """how images are drawn from it outside training, if nothing else is asked for"""
     class_names: tuple[str, ...]
     text_encoder: str
     """what reads the captions of a text-conditional generator; "" for a class-conditional one"""
@@ -73,6 +76,16 @@ def with_guidance(generator: Generator, guidance: float) -> Generator:
     twin = copy.copy(generator)
     twin.guidance = guidance
     return twin
+
+
+def drawing_policy(generator: Generator, inference: Inference) -> "tuple[Policy, LogitsFilter]":
+    """The generator's policy with these settings, and the filter to sample with."""
+    guided = with_guidance(generator, inference.guidance)
+
+    def keep(logits: Tensor) -> Tensor:
+        return guided.filter(logits, inference.top_k, inference.top_p)
+
+    return Policy(guided, inference.temperature), keep
 
 
 class Policy:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
-from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen
+from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen, tiny_var
 
 from sfumato.cli import choose_suite, main
 from sfumato.evaluation.features import emoji_features
@@ -19,6 +19,7 @@ from sfumato.evaluation.measurement import Measurement, read_measurement
 from sfumato.evaluation.recognition import Recognition
 from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
+from sfumato.inference import Inference
 from sfumato.models.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.models.library import load, save_model
 from sfumato.rewards import pixels
@@ -60,7 +61,10 @@ def drawn(model: Path, out: Path) -> torch.Tensor:
     return images[0 : len(images)]
 
 
-def test_alignment(classifier: Classifier, tiny_model: Path, tmp_path: Path):
+def test_alignment(classifier: Classifier, tmp_path: Path):
+    generator, tiny_model = tiny_var(), tmp_path / "model"
+    generator.inference = Inference(guidance=1.5, temperature=0.8, top_k=900, top_p=0.96)
+    save_model(tiny_model, generator)
     found = measured(
         tiny_model, "alignment", tmp_path / "out", "--per-class", "3", "--seen", "0-1", "--batch-size", "4"
     )
@@ -73,8 +77,8 @@ def test_alignment(classifier: Classifier, tiny_model: Path, tmp_path: Path):
     right = classifier.log_probs(images).argmax(1) == torch.arange(5).repeat_interleave(3)
     assert found["top-1"].parts == tuple(right.float().tolist())
     assert found["top-5"].value == 1
-    # The authors' settings: guidance 1.5, and top-p 0.96 (top-k 900 keeps all of 16 codes).
-    policy = load(tiny_model, guidance=1.5)
+    # Drawn with the model's own settings (top-k 900 keeps all of 16 codes).
+    policy = load(tiny_model, guidance=1.5, temperature=0.8)
     conditions = tiny_conditions([0, 0, 0, 1, 1, 1])
     expected = policy.draw(conditions, torch.arange(6), filter=lambda logits: policy.generator.filter(logits, 0, 0.96))
     torch.testing.assert_close(images[:6], expected, rtol=0, atol=0.5 / 255 + 1e-5)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from run_folders import assert_equal
 from safetensors.torch import load_file
-from tiny import LLAMAGEN, VQ_TOKENIZER
+from tiny import LLAMAGEN, VQ_TOKENIZER, tiny_conditions
 
 from sfumato.data.images import EMOJI_SCENES, EmojiImages, FolderImages
 from sfumato.models.image_text import ImageTextConfig, ImageTextModel, load_image_text
@@ -153,21 +153,46 @@ def test_captions_are_what_is_learnt(pictures: Path, tmp_path: Path):
     assert trainer.loss(dropped, tokens, tokens)[1] != trainer.loss(conditions, tokens, tokens)[1]
 
 
+def text_trainer(package: Path, config: GeneratorTraining) -> GeneratorTrainer:
+    rng, reader = torch.Generator().manual_seed(0), load_text_encoder("word-vectors")
+    return GeneratorTrainer(load_tiny_text(), EmojiImages(package, 12), config, rng, reader)
+
+
 def test_token_noise(package: Path):
-    rng, config = torch.Generator().manual_seed(0), GeneratorTraining(token_noise=0.2)
-    trainer = GeneratorTrainer(
-        load_tiny_text(), EmojiImages(package, 12), config, rng, load_text_encoder("word-vectors")
-    )
+    trainer = text_trainer(package, GeneratorTraining(token_noise=0.2))
     tokens = torch.arange(4000)[:, None] * 64 + torch.arange(64)
-    disturbed = trainer.disturbed(tokens)
+    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens)
     from_neighbour = disturbed == tokens.roll(1, 0)
     assert torch.equal(disturbed[~from_neighbour], tokens[~from_neighbour])
     # Every image has a share of its own, from none to a fifth.
     shares = from_neighbour.float().mean(1)
     assert shares.mean().item() == pytest.approx(0.1, abs=0.003)
     assert shares[:2000].std().item() == pytest.approx((0.2**2 / 12 + 0.1 * 0.9 / 64) ** 0.5, rel=0.1)
-    quiet = GeneratorTrainer(trainer.model, trainer.source, GeneratorTraining(), rng, trainer.reader)
-    assert quiet.disturbed(tokens) is tokens
+    quiet = text_trainer(package, GeneratorTraining())
+    assert quiet.disturbed(tiny_conditions([0] * 4000), tokens) is tokens
+
+
+@pytest.mark.parametrize("token_noise", [0.0, 0.5])
+def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise: float):
+    trainer, read = text_trainer(package, GeneratorTraining(own_tokens=0.8, token_noise=token_noise)), []
+
+    def logits(_: Conditions, tokens: torch.Tensor) -> torch.Tensor:
+        """Token 0 three times in four, token 1 otherwise."""
+        read.append(tokens)
+        return torch.tensor([0.75, 0.25]).log().expand(*tokens.shape, 2).contiguous()
+
+    monkeypatch.setattr(trainer.model, "logits", logits)
+    tokens = torch.arange(2, 4002)[:, None] * 64 + torch.arange(64)
+    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens)
+    # The generator reads what the noise left, and its draws then stand at up to 80 % of the places.
+    from_neighbour = read[0] != tokens
+    assert torch.equal(read[0][from_neighbour], tokens.roll(1, 0)[from_neighbour])
+    assert from_neighbour.float().mean().item() == pytest.approx(token_noise / 2, abs=0.005)
+    own = disturbed != read[0]
+    assert own.float().mean().item() == pytest.approx(0.4, abs=0.01)
+    assert own.float().mean(1).max() > 0.75
+    assert (disturbed[own] == 0).float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert ((disturbed[own] == 0) | (disturbed[own] == 1)).all()
 
 
 def test_emoji_captions(package: Path):

@@ -7,41 +7,17 @@ from pathlib import Path
 import torch
 
 from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number, find_images
-from sfumato.models.library import family_of, find_model, load, locate
+from sfumato.inference import InferenceOptions
+from sfumato.models.library import find_model, load, locate
 from sfumato.models.releases import RELEASES
-from sfumato.policy import Generator, LogitsFilter, Policy, with_guidance
+from sfumato.policy import Generator, LogitsFilter, Policy, drawing_policy
 from sfumato.rollout import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inference:
-    """How a model's authors draw from it."""
+class Drawing(InferenceOptions):
+    """How models draw what is evaluated: the same for all targets, but for what each model has settings of its own."""
 
-    guidance: float
-    top_k: int
-    top_p: float
-
-
-INFERENCE = {
-    "var": Inference(guidance=1.5, top_k=900, top_p=0.96),
-    "llamagen": Inference(guidance=2.0, top_k=0, top_p=1.0),
-    "llamagen-text": Inference(guidance=7.5, top_k=1000, top_p=1.0),
-}
-"""Settings of published evaluations: VAR's README for its FIDs, LlamaGen's README and its `sample_t2i_ddp.py`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """How models draw what is evaluated: the same for all targets. What is not given is as their authors draw."""
-
-    guidance: float | None = None
-    """classifier-free guidance; 0 is none"""
-    temperature: float = 1.0
-    """divides the logits"""
-    top_k: int | None = None
-    """keep the k likeliest tokens; 0 keeps all"""
-    top_p: float | None = None
-    """keep the likeliest tokens up to this probability in all; 0 keeps all"""
     seed: int = 0
     """the n-th image has seed + n"""
     batch_size: int = 64
@@ -58,25 +34,10 @@ class Drawing:
             raise ValueError(f"batch_size: {self.batch_size} is too small; give at least 1")
         if self.seed < 0:
             raise ValueError(f"seed: {self.seed} is negative; give a number from 0 up")
-        if self.top_p is not None and not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature: {self.temperature} must be above 0 (1 draws from the model as it was trained)"
-            )
-
-    def inference(self, generator: Generator) -> Inference:
-        """Guidance and filter for this generator."""
-        family = family_of(generator) + ("-text" if generator.text_encoder else "")  # pyright: ignore
-        own = INFERENCE[family]
-        return Inference(
-            guidance=own.guidance if self.guidance is None else self.guidance,
-            top_k=own.top_k if self.top_k is None else self.top_k,
-            top_p=own.top_p if self.top_p is None else self.top_p,
-        )
+        super().__post_init__()
 
 
-PLAIN = Drawing(guidance=0.0, top_k=0, top_p=0.0)
+PLAIN = Drawing(guidance=0.0, temperature=1.0, top_k=0, top_p=0.0)
 """Draws from the distribution itself."""
 
 Ask = Callable[[Generator, Drawing], Conditions]
@@ -131,16 +92,8 @@ class Target:
         if self.has_images:
             raise ValueError(f"target: {self.name} is images, and this suite asks a model; give a model")
         weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in RELEASES else (None, None)
-        policy = load(
-            self.name, weights=weights, tokenizer=tokenizer, temperature=drawing.temperature, device=self.device
-        )
-        settings = drawing.inference(policy.generator)
-        generator = with_guidance(policy.generator, settings.guidance)
-
-        def keep(logits: torch.Tensor) -> torch.Tensor:
-            return generator.filter(logits, settings.top_k, settings.top_p)
-
-        return Policy(generator, drawing.temperature), keep
+        generator = load(self.name, weights=weights, tokenizer=tokenizer, device=self.device).generator
+        return drawing_policy(generator, drawing.inference(generator.inference))
 
     def images(self, drawing: Drawing, ask: Ask, place: Callable[[int], str] = by_number) -> Images:
         """The images that are there, or those that the model draws of what it is asked.

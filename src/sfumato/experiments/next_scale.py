@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from sfumato.evaluation.suites import AnySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
-from sfumato.evaluation.targets import PLAIN
+from sfumato.evaluation.targets import PLAIN, Drawing
 from sfumato.experiments.experiment import (
     ENTROPY,
     KL,
@@ -32,6 +32,8 @@ from sfumato.training.config import GRPOConfig
 PAPER = "Gallici & Sáez de Ocáriz Borde 2025"
 AS_TRAINED = replace(PLAIN, temperature=0.7)
 """images drawn as in training"""
+AS_PUBLISHED = Drawing(guidance=1.5, temperature=1.0, top_k=900, top_p=0.96)
+"""VAR's inference settings"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def aesthetic(scale: Scale) -> Experiment:
         classifier=scale.accuracy.classifier,
         per_class=scale.accuracy.per_class,
         seen=(scale.seen,),
+        drawing=AS_PUBLISHED,
     )
     name = scale.aesthetic
     return Experiment(

@@ -13,6 +13,7 @@ from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
 from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.targets import Drawing
 from sfumato.experiments.experiment import (
     ENTROPY,
     KL,
@@ -35,6 +36,8 @@ from sfumato.training.config import GRPOConfig
 
 PAPER = "Yuan et al. 2025 (AR-GRPO)"
 FIXED_ENTROPY = Curve("fixed/entropy", "entropy on the fixed set")
+AS_PUBLISHED = Drawing(guidance=2.0, temperature=1.0, top_k=0, top_p=0.0)
+"""the paper's inference settings"""
 AR_GRPO = "AR-GRPO"
 """name of the run with the paper's reward and settings"""
 
@@ -79,18 +82,18 @@ EMOJI = Scale(
         }.items()
     },
     measured=(FIDELITY, QUALITY, REALISM),
-    alignment=Alignment(classes=CLASSES, per_class=12),
-    diversity=Diversity(classes=CLASSES, per_class=8),
-    imagenet=ImageNet(images=1024, extractor="emoji"),
+    alignment=Alignment(classes=CLASSES, per_class=12, drawing=AS_PUBLISHED),
+    diversity=Diversity(classes=CLASSES, per_class=8, drawing=AS_PUBLISHED),
+    imagenet=ImageNet(images=1024, extractor="emoji", drawing=AS_PUBLISHED),
     long=60,
 )
 FULL = Scale(
     run=replace(llamagen_recipe("b", 256), eval_images=0),
     rewards={letter.upper(): {f"ar-grpo-{letter}": 1.0} for letter in "abcd"},
     measured=("clip", "maniqa", "judge?aspect=quality"),
-    alignment=Alignment(classifier="resnet50"),
-    diversity=Diversity(classes=("0-99",), extractor="inception"),
-    imagenet=ImageNet(),
+    alignment=Alignment(classifier="resnet50", drawing=AS_PUBLISHED),
+    diversity=Diversity(classes=("0-99",), extractor="inception", drawing=AS_PUBLISHED),
+    imagenet=ImageNet(drawing=AS_PUBLISHED),
     long=4000,
 )
 SCALES = {"emoji": EMOJI, "full": FULL}

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sfumato.inference import Inference
 from sfumato.models.checkpoints import export_llamagen, export_var, read_state_dict
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.releases import RELEASES, imagenet_class_names
@@ -147,6 +148,7 @@ def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.fl
         "family": family_of(generator),
         "transformer": dataclasses.asdict(generator.config),
         "tokenizer": dataclasses.asdict(generator.tokenizer.config),
+        "inference": dataclasses.asdict(generator.inference),
         "class_names": generator.class_names,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -163,6 +165,7 @@ def load_model(folder: Path) -> VAR | LlamaGen:
     family = FAMILIES[saved["family"]]
     config, tokenizer = family.config(**saved["transformer"]), family.tokenizer_config(**_tuples(saved["tokenizer"]))
     generator = build_generator(config, tokenizer, saved["class_names"])
+    generator.inference = Inference(**saved.get("inference", {}))
     for part in ("tokenizer", "transformer"):
         try:
             getattr(generator, part).load_state_dict(load_part(folder, part))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.inference import Inference
 from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache, project
 from sfumato.models.vq import VQModel
@@ -264,6 +265,7 @@ class LlamaGen(nn.Module):
         self.config = config
         self.class_names = name_classes(class_names, config.num_classes)
         self.guidance, self.guidance_interval = guidance, guidance_interval
+        self.inference = Inference()
         self.text_encoder = config.text_encoder
         self.longest_caption = config.num_caption_tokens if config.caption_width else 0
         self.tokenizer = tokenizer.requires_grad_(False).eval()

@@ -6,6 +6,7 @@ from importlib import resources
 
 from torch import Tensor
 
+from sfumato.inference import Inference
 from sfumato.models.checkpoints import infer_llamagen_config, infer_var_config, load_llamagen, load_var
 from sfumato.models.llamagen import LlamaGen
 from sfumato.models.var import VAR
@@ -40,6 +41,13 @@ class Release:
         """Whether it reads captions."""
         return self.weights.startswith("t2i")
 
+    @property
+    def inference(self) -> Inference:
+        """Settings of published evaluations: VAR's README for its FIDs, LlamaGen's README and `sample_t2i_ddp.py`."""
+        if self.is_var:
+            return Inference(guidance=1.5, top_k=900, top_p=0.96)
+        return Inference(guidance=7.5, top_k=1000) if self.is_text else Inference(guidance=2.0)
+
     def build(self, name: str, weights: StateDict, tokenizer: StateDict) -> VAR | LlamaGen:
         """The generator.
 
@@ -52,19 +60,20 @@ class Release:
             raise ValueError(
                 f"weights: the file holds a model of depth {found.depth}, {name} has {self.depth}; give {self.weights}"
             )
-        if self.is_var:
-            return load_var(
-                weights,
-                tokenizer,
-                patch_nums=self.scales,
-                num_heads=self.num_heads,
-                class_names=imagenet_class_names(),
-            )
-        if (found.num_classes == 0) != self.is_text:
-            kind = "class" if found.num_classes else "text"
-            raise ValueError(f"weights: the file holds a {kind}-conditional model; give {self.weights}")
         names = None if self.is_text else imagenet_class_names()
-        return load_llamagen(weights, tokenizer, num_heads=self.num_heads, grid_size=self.scales[0], class_names=names)
+        if self.is_var:
+            generator = load_var(
+                weights, tokenizer, patch_nums=self.scales, num_heads=self.num_heads, class_names=names
+            )
+        else:
+            if (found.num_classes == 0) != self.is_text:
+                kind = "class" if found.num_classes else "text"
+                raise ValueError(f"weights: the file holds a {kind}-conditional model; give {self.weights}")
+            generator = load_llamagen(
+                weights, tokenizer, num_heads=self.num_heads, grid_size=self.scales[0], class_names=names
+            )
+        generator.inference = self.inference
+        return generator
 
 
 _SCALES_256, _SCALES_512 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.inference import Inference
 from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache
 from sfumato.models.vqvae import MultiScaleVQVAE
@@ -278,6 +279,7 @@ class VAR(nn.Module):
         self.config = config
         self.class_names = name_classes(class_names, config.num_classes)
         self.guidance = guidance
+        self.inference = Inference()
         self.text_encoder, self.longest_caption = "", 0
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from sfumato.inference import Inference
 from sfumato.models.llamagen import LlamaGenConfig
 from sfumato.models.var import VARConfig
 from sfumato.models.vq import VQConfig
@@ -32,6 +33,7 @@ def emoji_var() -> PretrainConfig:
         transformer=VARConfig(depth=6, width=192, num_heads=3, num_classes=512),
         tokenizer_training=TokenizerTraining(steps=2700, batch_size=24, learning_rate=8e-4),
         generator_training=GeneratorTraining(steps=3800, batch_size=16, learning_rate=1.5e-3),
+        inference=Inference(guidance=1.5, temperature=0.7),
     )
 
 
@@ -50,6 +52,8 @@ EMOJI_VQ = VQConfig(
     norm_groups=8,
 )
 
+EMOJI_INFERENCE = Inference(guidance=1.5, temperature=0.6)
+
 
 def emoji_llamagen() -> PretrainConfig:
     """64-pixel LlamaGen of the same 512 emoji; its tokenizer's convolutions start from those of emoji-var."""
@@ -59,6 +63,7 @@ def emoji_llamagen() -> PretrainConfig:
         start_from="emoji-var",
         tokenizer_training=TokenizerTraining(steps=900, batch_size=24, learning_rate=8e-4),
         generator_training=GeneratorTraining(steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.5),
+        inference=EMOJI_INFERENCE,
     )
 
 
@@ -74,6 +79,7 @@ def emoji_t2i() -> PretrainConfig:
         generator_training=GeneratorTraining(
             steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.5
         ),
+        inference=EMOJI_INFERENCE,
     )
 
 

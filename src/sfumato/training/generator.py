@@ -12,7 +12,7 @@ from torch import Tensor
 from sfumato.data.conditions import caption_conditions, class_conditions, spread
 from sfumato.data.images import ImageSource
 from sfumato.models.text import TextEncoder
-from sfumato.policy import Generator, Policy, with_transformer
+from sfumato.policy import Generator, drawing_policy, inverse_cdf, with_transformer
 from sfumato.rollout import Conditions
 from sfumato.training.optimizer import descend
 from sfumato.training.pictures import grid
@@ -43,6 +43,10 @@ class GeneratorTraining:
     """the largest share of the tokens read that are replaced by those of another image of the batch at the same place
     (each image's share is drawn from 0 to this), so that a generator that has seen few images learns to follow its
     condition and to go on from its own slips; the tokens to be predicted stay"""
+    own_tokens: float = 0.0
+    """the largest share of the tokens read that are replaced by the generator's own draws (again each image's share is
+    drawn from 0 to this), so that it learns to go on from the slips that it makes (scheduled sampling in two passes,
+    Mihaylova & Martins 2019)"""
     ema_decay: float = 0.998
     """moving average of the weights; the average is what is sampled and shipped"""
 
@@ -89,7 +93,7 @@ class GeneratorTrainer:
         index = torch.multinomial(self.weights, config.batch_size, replacement=True, generator=self.rng)
         dropped = torch.rand(config.batch_size, generator=self.rng) < config.class_drop
         conditions, tokens = replace(self.conditions(index, self.rng), null=dropped), self.tokens[index]
-        loss, stats = self.loss(conditions, tokens, self.disturbed(tokens))
+        loss, stats = self.loss(conditions, tokens, self.disturbed(conditions, tokens))
         norm = descend(self.optimizer, loss, config.learning_rate * self.schedule(step), config.max_grad_norm)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
@@ -103,12 +107,23 @@ class GeneratorTrainer:
             return class_conditions(self.labels[index].tolist(), self.source.class_names)
         return caption_conditions(self.source.captions(index, rng), self.reader.encode)
 
-    def disturbed(self, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-        """The tokens with up to `token_noise` of each image's replaced by its neighbour's."""
-        if not self.config.token_noise:
-            return tokens
-        share = self.config.token_noise * torch.rand(len(tokens), 1, generator=self.rng)
-        return torch.where(torch.rand(tokens.shape, generator=self.rng) < share, tokens.roll(1, 0), tokens)
+    def disturbed(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        """The tokens with up to `token_noise` of each image's replaced by its neighbour's, and then up to `own_tokens`
+        by draws of the generator that has read these."""
+        read = tokens
+        if self.config.token_noise:
+            read = self.mixed(read, tokens.roll(1, 0), self.config.token_noise)
+        if self.config.own_tokens:
+            with torch.no_grad():
+                probabilities = self.model.logits(conditions, read).softmax(-1)
+            uniforms = torch.rand(tokens.shape, generator=self.rng)
+            read = self.mixed(read, inverse_cdf(probabilities, uniforms), self.config.own_tokens)
+        return read
+
+    def mixed(self, tokens: Int[Tensor, "B L"], others: Int[Tensor, "B L"], most: float) -> Int[Tensor, "B L"]:
+        """The tokens with a share of each image's replaced by others; the share is drawn from 0 to `most`."""
+        share = most * torch.rand(len(tokens), 1, generator=self.rng)
+        return torch.where(torch.rand(tokens.shape, generator=self.rng) < share, others, tokens)
 
     def loss(
         self, conditions: Conditions, tokens: Int[Tensor, "B L"], read: Int[Tensor, "B L"]
@@ -127,7 +142,8 @@ class GeneratorTrainer:
         """Images of items spread over the source, four draws each, from the averaged weights."""
         index = torch.tensor(spread(len(self.labels), 16))
         conditions = self.conditions(index, torch.Generator().manual_seed(0)).repeat(4)
-        return grid(Policy(self.averaged(), temperature=0.7).draw(conditions, torch.arange(64)), columns=8)
+        policy, keep = drawing_policy(self.averaged(), self.model.inference)
+        return grid(policy.draw(conditions, torch.arange(64), filter=keep), columns=8)
 
     def state(self) -> dict:
         return {

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
+from sfumato.inference import Inference
 from sfumato.models.classifier import (
     Classifier,
     ClassifierConfig,
@@ -49,6 +50,8 @@ class PretrainConfig:
     """first stage"""
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
     """second stage"""
+    inference: Inference = field(default_factory=Inference)
+    """settings that the model folder carries: how it is best drawn from"""
     seed: int = 0
     """of weights and draws"""
     save_every: int = 250
@@ -219,6 +222,7 @@ def pretrain_generator(
     else:
         shape = dataclasses.replace(shape, num_classes=len(source.class_names))
         generator = build_generator(shape, config.tokenizer, source.class_names)
+    generator.inference = config.inference
     if config.start_from is not None:
         take_over(generator, locate(config.start_from))
     tokenizer = generator.tokenizer.requires_grad_(True).train()

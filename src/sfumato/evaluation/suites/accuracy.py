@@ -1,6 +1,6 @@
 """Class accuracy by the bundled classifier of emoji: the quickest answer to "did it help, and what did it cost?"."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from sfumato.evaluation.asking import ask_classes, ask_prompts, repeated
 from sfumato.evaluation.images import batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
-from sfumato.evaluation.targets import PLAIN, Drawing, Target
+from sfumato.evaluation.targets import Drawing, Target
 from sfumato.models.classifier import Classifier, load_classifier
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
@@ -26,7 +26,7 @@ class AccuracySuite:
     """images to draw; classes or captions in turn"""
     prompts: str | None = None
     """file of captions with their "class", or emoji-captions-held-out; the names of the classes if not given"""
-    drawing: Drawing = field(default_factory=lambda: replace(PLAIN, temperature=0.7))
+    drawing: Drawing = field(default_factory=Drawing)
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.images < 1:
