@@ -121,6 +121,29 @@ def test_training_that_cannot_start(
     assert not run.exists()
 
 
+def test_a_run_folder_that_cannot_be_made(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data/red").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "data/red/0.png")
+    (tmp_path / "file").write_text("")
+    config = PretrainConfig(tokenizer=TOKENIZER, transformer=TRANSFORMER)
+
+    def messages(run: Path) -> list[str]:
+        with pytest.raises(ValueError, match="run_dir") as error:
+            Pretrain(data=tmp_path / "data", config=config, run_dir=run)()
+        return [refused(capsys, "train", "emoji-dark", "--run-dir", str(run)), str(error.value)]
+
+    for message in messages(tmp_path / "file/run"):
+        assert f"run_dir: {tmp_path}/file is a file, not a folder; choose another --run-dir" in message
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    for message in messages(tmp_path / "run"):
+        assert f"run_dir: nothing can be written in {tmp_path} (No space left on device); choose another" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_training(capsys: Capture, tiny_model: Path, tmp_path: Path):
     run = tmp_path / "run"
     options = ["--steps", "1", "--labels-per-step", "2", "--group-size", "2", "--minibatch-size", "4"]

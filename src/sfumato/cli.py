@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -24,9 +24,6 @@ from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
 from sfumato.training.pretrain import AnyPretrainConfig, pretrain
-
-Config = TypeVar("Config")
-Recipes = Mapping[str, tuple[str, Callable[[], Config]]]
 
 FINISHED, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit statuses"""
@@ -141,27 +138,24 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
         Console().print(version("sfumato"), highlight=False)
         return None
     if name == "train":
-        recipe = choose_recipe("train", rest, TRAIN_RECIPES)
-        return recipe and parse_options(
-            Train, f"train {recipe[0]}", rest[1:], Train(config=recipe[1], run_dir=run_dir(recipe[0]))
-        )
-    if name == "pretrain":
-        recipe = choose_recipe("pretrain", rest, PRETRAIN_RECIPES)
+        recipe = choose("train", "recipe", rest, TRAIN_RECIPES)
         if recipe is None:
             return None
-        defaults = Pretrain(config=recipe[1], run_dir=run_dir(f"pretrain-{recipe[0]}"), data=tyro.MISSING)
-        return parse_options(Pretrain, f"pretrain {recipe[0]}", rest[1:], defaults)
+        defaults = Train(config=TRAIN_RECIPES[recipe][1](), run_dir=run_dir(recipe))
+        return parse_options(Train, f"train {recipe}", rest[1:], defaults)
+    if name == "pretrain":
+        recipe = choose("pretrain", "recipe", rest, PRETRAIN_RECIPES)
+        if recipe is None:
+            return None
+        config, folder = PRETRAIN_RECIPES[recipe][1](), run_dir(f"pretrain-{recipe}")
+        defaults = Pretrain(config=config, run_dir=folder, data=tyro.MISSING)
+        return parse_options(Pretrain, f"pretrain {recipe}", rest[1:], defaults)
     if name == "evaluate":
         suite, rest = choose_suite(rest)
         return parse_options(Evaluate, name, rest, Evaluate(suite=suite, targets=()))
     if name == "reproduce":
-        if not rest or rest[0] in ("-h", "--help"):
-            lines = {experiment: line for experiment, (line, _) in EXPERIMENTS.items()}
-            list_choices("sfumato reproduce NAME ...", "`sfumato reproduce NAME --help` lists its options.", lines)
-            return None
-        if rest[0] not in EXPERIMENTS:
-            raise ValueError(f"experiment: there is no {rest[0]!r}; {suggest(rest[0], EXPERIMENTS)}")
-        return parse_options(Reproduce, name, rest, None)
+        experiment = choose("reproduce", "experiment", rest, EXPERIMENTS)
+        return None if experiment is None else parse_options(Reproduce, name, rest, None)
     if name not in OTHERS:
         raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
     return parse_options(OTHERS[name][0], name, rest, None)
@@ -230,16 +224,20 @@ def run_dir(recipe: str) -> Path:
     return Path("runs") / recipe
 
 
-def choose_recipe(command: str, arguments: list[str], recipes: Recipes[Config]) -> tuple[str, Config] | None:
-    """The recipe named first, or None after listing them all."""
+def choose(command: str, kind: str, arguments: list[str], choices: Mapping[str, tuple[str, object]]) -> str | None:
+    """The choice named first, or None after listing them all with their lines.
+
+    Raises:
+        ValueError: there is no such choice.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
-        title = f"sfumato {command} RECIPE ..."
-        lines = {name: line for name, (line, _) in recipes.items()}
-        list_choices(title, f"`sfumato {command} RECIPE --help` lists the settings of a recipe.", lines)
+        usage = f"sfumato {command} {kind.upper()}"
+        lines = {name: line for name, (line, _) in choices.items()}
+        list_choices(f"{usage} ...", f"`{usage} --help` lists the options of one.", lines)
         return None
-    if arguments[0] not in recipes:
-        raise ValueError(f"recipe: there is no {arguments[0]!r}; {suggest(arguments[0], recipes)}")
-    return arguments[0], recipes[arguments[0]][1]()
+    if arguments[0] not in choices:
+        raise ValueError(f"{kind}: there is no {arguments[0]!r}; {suggest(arguments[0], choices)}")
+    return arguments[0]
 
 
 def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:

@@ -33,8 +33,9 @@ def plot_sweep(swept: Mapping[str, Mapping[float, Measurement]], axis_label: str
 
 
 def panels(titles: Sequence[str]) -> tuple[Plot, list[Axes]]:
-    """An empty plot with a panel a title, row by row."""
-    columns, rows = min(COLUMNS, len(titles)), -(-len(titles) // COLUMNS)
+    """An empty plot with a panel a title, row by row; four make a square."""
+    columns = 2 if len(titles) == 4 else min(COLUMNS, len(titles))
+    rows = -(-len(titles) // columns)
     plot = Plot(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(plot)
     axes = [plot.add_subplot(rows, columns, place) for place in range(1, len(titles) + 1)]

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import torch
@@ -20,8 +21,13 @@ def check_writable(field: str, folder: Path) -> None:
     nearest, option = next(p for p in [folder, *folder.absolute().parents] if p.exists()), field.replace("_", "-")
     if not nearest.is_dir():
         raise ValueError(f"{field}: {nearest} is a file, not a folder; choose another --{option}")
-    if not os.access(nearest, os.W_OK):
-        raise ValueError(f"{field}: no permission to write in {nearest}; choose another --{option}")
+    try:
+        with TemporaryDirectory(dir=nearest):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{field}: nothing can be written in {nearest} ({error.strerror}); choose another --{option}"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

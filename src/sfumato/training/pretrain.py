@@ -27,7 +27,7 @@ from sfumato.models.text import load_text_encoder
 from sfumato.models.var import VAR, VARConfig
 from sfumato.models.vq import VQConfig
 from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
-from sfumato.training.checkpoint import Interrupt, load_state, save_state, write_atomically
+from sfumato.training.checkpoint import Interrupt, check_writable, load_state, save_state, write_atomically
 from sfumato.training.classifier import ClassifierTrainer, ClassifierTraining, augmented_scenes
 from sfumato.training.generator import GeneratorTrainer, GeneratorTraining
 from sfumato.training.image_text import ImageTextTrainer, ImageTextTraining
@@ -139,6 +139,7 @@ def claim(run_dir: Path, config: AnyPretrainConfig, resume: bool) -> None:
             raise ValueError(f"run_dir: {run_dir} holds a run; continue it with --resume or choose another --run-dir")
         if json.loads(saved.read_text()) != json.loads(json.dumps(settings)):
             raise ValueError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
+    check_writable("run_dir", run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     saved.write_text(json.dumps(settings, indent=1) + "\n")
 
