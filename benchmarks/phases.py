@@ -5,12 +5,13 @@
 
 Prints a Markdown table: seconds, floating-point operations (matrix multiplications, convolutions and attention, as they
 are carried out), and the share of the machine's matrix-multiply peak; then peak memory. The peak is the best of what is
-measured before each phase, so that a moment's disturbance does not flatter the shares.
+measured before each phase, so that a moment's disturbance does not flatter the shares. Seconds are told on the way.
 """
 
 import platform
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +166,7 @@ def main(arguments: Arguments) -> None:
         run()  # the second run still faults in memory
         peak = max(peak, matmul_peak(device, dtype))
         measured[name] = (seconds(run, arguments.repeats, device), work)
+        print(f"{name}: {measured[name][0]:.3f} s", file=sys.stderr)
     print(f"{arguments.model}, batch {batch}, guidance {arguments.guidance}, {arguments.precision}, {device}: ", end="")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, ", end="")
     print(f"matrix-multiply peak {peak / 1e9:.0f} GFLOP/s\n")

@@ -46,27 +46,30 @@ def test_cache_has_the_type_of_what_comes():
                 assert {(c.keys.dtype, c.values.dtype) for c in state.caches} == {(dtype, dtype)}
 
 
+@pytest.mark.parametrize("bias", ["none", "own", "given"])
 @pytest.mark.parametrize("outputs", [PIECE, 3 * PIECE, PIECE + 8])
-@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (FEW_ROWS + 1, 1), (2, 3)])
-def test_product_piece_by_piece_is_the_product(outputs: int, rows: int, positions: int):
-    layer = torch.nn.Linear(24, outputs, bias=False).double()
-    x = torch.randn(rows, positions, 24, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(rows, positions, outputs, dtype=torch.float64)
-    torch.testing.assert_close(project(layer, x), layer(x), rtol=0, atol=1e-12)
-    ours, theirs = (
-        torch.autograd.grad((out * weight).sum(), (x, layer.weight)) for out in (project(layer, x), layer(x))
-    )
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (2, 3), (3, FEW_ROWS)])
+def test_product_piece_by_piece_is_the_product(outputs: int, rows: int, positions: int, bias: str):
+    layer = torch.nn.Linear(24, outputs, bias=bias == "own").double()
+    given = torch.randn(outputs, dtype=torch.float64) if bias == "given" else None
+    x = torch.randn(rows, positions, 24, dtype=torch.float64)
+    expected = layer(x) if given is None else layer(x) + given
+    with torch.no_grad():
+        torch.testing.assert_close(project(layer, x, given), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(project(layer, x, given), expected, rtol=0, atol=1e-12)
 
 
 def test_product_in_pieces_is_taken_for_a_step(monkeypatch: pytest.MonkeyPatch):
     layer, calls = torch.nn.Linear(24, 2 * PIECE, bias=False), []
     plain = torch.bmm
     monkeypatch.setattr(torch, "bmm", lambda *inputs: (calls.append(inputs[0].shape), plain(*inputs))[1])
-    project(layer, torch.randn(6, 1, 24))
-    assert calls == [(2, 6, 24)]
-    project(layer, torch.randn(6, 2, 24))
-    project(layer, torch.randn(FEW_ROWS + 1, 1, 24))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert project(layer, torch.randn(6, 1, 24)).dtype == torch.bfloat16
-    assert len(calls) == 1
+    with torch.no_grad():
+        project(layer, torch.randn(6, 1, 24))
+        project(layer, torch.randn(2, FEW_ROWS // 2, 24))
+        assert calls == [(2, 6, 24), (2, FEW_ROWS, 24)]
+        project(layer, torch.randn(2, FEW_ROWS // 2 + 1, 24))
+        project(layer, torch.randn(FEW_ROWS + 1, 1, 24))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert project(layer, torch.randn(6, 1, 24)).dtype == torch.bfloat16
+    project(layer, torch.randn(6, 1, 24))  # with gradients
+    assert len(calls) == 2

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.inference import Inference
 from sfumato.models.generator import check_size, keep_top_k, name_classes
-from sfumato.models.transformer import KeyValueCache
+from sfumato.models.transformer import KeyValueCache, project
 from sfumato.models.vqvae import MultiScaleVQVAE
 from sfumato.policy import LogitsFilter
 from sfumato.rollout import Conditions
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T C"], spans: Sequence[Span], cache: KeyValueCache | None
     ) -> Float[Tensor, "B T C"]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
+        qkv = project(self.qkv, x, bias).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, d)
         if self.log_scale is not None:
             query = F.normalize(query, dim=-1) * self.log_scale.clamp_max(self.MAX_LOG_SCALE).exp()
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         else:
             key, value = cache.append(key, value)
             out = F.scaled_dot_product_attention(query, key, value, scale=self.softmax_scale)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return project(self.proj, out.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -144,8 +144,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B T C"]:
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
         x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), spans, cache))
-        hidden = F.gelu(self.fc1(self.norm(x, scale2, shift2)), approximate="tanh")
-        return torch.addcmul(x, gate2, self.fc2(hidden))
+        hidden = F.gelu(project(self.fc1, self.norm(x, scale2, shift2)), approximate="tanh")
+        return torch.addcmul(x, gate2, project(self.fc2, hidden))
 
     def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Layer norm with the class's scale and shift."""
@@ -235,7 +235,7 @@ class VARTransformer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.head_modulation(F.silu(embedding.float())).unsqueeze(1).chunk(2, dim=-1)
             normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.config.norm_eps)
-            return self.head(normed * (1 + scale) + shift)
+            return project(self.head, normed * (1 + scale) + shift)
 
     def forward(self, labels: Int[Tensor, " R"], codes: Float[Tensor, "R T Z"]) -> Float[Tensor, "R L V"]:
         """Teacher-forced logits of all scales; `codes` are the inputs of all but the first."""
