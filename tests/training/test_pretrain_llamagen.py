@@ -161,7 +161,7 @@ def text_trainer(package: Path, config: GeneratorTraining) -> GeneratorTrainer:
 def test_token_noise(package: Path):
     trainer = text_trainer(package, GeneratorTraining(token_noise=0.2))
     tokens = torch.arange(4000)[:, None] * 64 + torch.arange(64)
-    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens)
+    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens, 0.0)
     from_neighbour = disturbed == tokens.roll(1, 0)
     assert torch.equal(disturbed[~from_neighbour], tokens[~from_neighbour])
     # Every image has a share of its own, from none to a fifth.
@@ -169,12 +169,12 @@ def test_token_noise(package: Path):
     assert shares.mean().item() == pytest.approx(0.1, abs=0.003)
     assert shares[:2000].std().item() == pytest.approx((0.2**2 / 12 + 0.1 * 0.9 / 64) ** 0.5, rel=0.1)
     quiet = text_trainer(package, GeneratorTraining())
-    assert quiet.disturbed(tiny_conditions([0] * 4000), tokens) is tokens
+    assert quiet.disturbed(tiny_conditions([0] * 4000), tokens, 0.0) is tokens
 
 
 @pytest.mark.parametrize("token_noise", [0.0, 0.5])
 def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise: float):
-    trainer, read = text_trainer(package, GeneratorTraining(own_tokens=0.8, token_noise=token_noise)), []
+    trainer, read = text_trainer(package, GeneratorTraining(token_noise=token_noise)), []
 
     def logits(_: Conditions, tokens: torch.Tensor) -> torch.Tensor:
         """Token 0 three times in four, token 1 otherwise."""
@@ -183,7 +183,7 @@ def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise:
 
     monkeypatch.setattr(trainer.model, "logits", logits)
     tokens = torch.arange(2, 4002)[:, None] * 64 + torch.arange(64)
-    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens)
+    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens, 0.8)
     # The generator reads what the noise left, and its draws then stand at up to 80 % of the places.
     from_neighbour = read[0] != tokens
     assert torch.equal(read[0][from_neighbour], tokens.roll(1, 0)[from_neighbour])
@@ -193,6 +193,19 @@ def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise:
     assert own.float().mean(1).max() > 0.75
     assert (disturbed[own] == 0).float().mean().item() == pytest.approx(0.75, abs=0.01)
     assert ((disturbed[own] == 0) | (disturbed[own] == 1)).all()
+
+
+def test_own_tokens_grow_over_the_first_quarter(package: Path, monkeypatch: pytest.MonkeyPatch):
+    trainer, most = text_trainer(package, GeneratorTraining(own_tokens=0.8, steps=16, batch_size=2)), []
+
+    def disturbed(_: Conditions, tokens: torch.Tensor, own_tokens: float) -> torch.Tensor:
+        most.append(own_tokens)
+        return tokens
+
+    monkeypatch.setattr(trainer, "disturbed", disturbed)
+    for step in (0, 1, 2, 4, 15):
+        trainer.step(step)
+    assert most == pytest.approx([0, 0.2, 0.4, 0.8, 0.8])
 
 
 def test_emoji_captions(package: Path):

@@ -62,7 +62,9 @@ def emoji_llamagen() -> PretrainConfig:
         transformer=EMOJI_LLAMAGEN,
         start_from="emoji-var",
         tokenizer_training=TokenizerTraining(steps=900, batch_size=24, learning_rate=8e-4),
-        generator_training=GeneratorTraining(steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.5),
+        generator_training=GeneratorTraining(
+            steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.3, own_tokens=1.0
+        ),
         inference=EMOJI_INFERENCE,
     )
 
@@ -77,7 +79,7 @@ def emoji_t2i() -> PretrainConfig:
         start_from="emoji-llamagen",
         tokenizer_training=TokenizerTraining(steps=0),
         generator_training=GeneratorTraining(
-            steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.5
+            steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.3, own_tokens=1.0
         ),
         inference=EMOJI_INFERENCE,
     )

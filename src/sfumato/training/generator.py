@@ -45,8 +45,8 @@ class GeneratorTraining:
     condition and to go on from its own slips; the tokens to be predicted stay"""
     own_tokens: float = 0.0
     """the largest share of the tokens read that are replaced by the generator's own draws (again each image's share is
-    drawn from 0 to this), so that it learns to go on from the slips that it makes (scheduled sampling in two passes,
-    Mihaylova & Martins 2019)"""
+    drawn from 0 to this), so that it learns to go on from the slips that it makes: scheduled sampling in two passes
+    (Mihaylova & Martins 2019); grows from 0 over the first quarter of the steps"""
     ema_decay: float = 0.998
     """moving average of the weights; the average is what is sampled and shipped"""
 
@@ -93,7 +93,8 @@ class GeneratorTrainer:
         index = torch.multinomial(self.weights, config.batch_size, replacement=True, generator=self.rng)
         dropped = torch.rand(config.batch_size, generator=self.rng) < config.class_drop
         conditions, tokens = replace(self.conditions(index, self.rng), null=dropped), self.tokens[index]
-        loss, stats = self.loss(conditions, tokens, self.disturbed(conditions, tokens))
+        own_tokens = config.own_tokens * min(1.0, 4 * step / config.steps)
+        loss, stats = self.loss(conditions, tokens, self.disturbed(conditions, tokens, own_tokens))
         norm = descend(self.optimizer, loss, config.learning_rate * self.schedule(step), config.max_grad_norm)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
@@ -107,17 +108,17 @@ class GeneratorTrainer:
             return class_conditions(self.labels[index].tolist(), self.source.class_names)
         return caption_conditions(self.source.captions(index, rng), self.reader.encode)
 
-    def disturbed(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    def disturbed(self, conditions: Conditions, tokens: Int[Tensor, "B L"], own_tokens: float) -> Int[Tensor, "B L"]:
         """The tokens with up to `token_noise` of each image's replaced by its neighbour's, and then up to `own_tokens`
         by draws of the generator that has read these."""
         read = tokens
         if self.config.token_noise:
             read = self.mixed(read, tokens.roll(1, 0), self.config.token_noise)
-        if self.config.own_tokens:
+        if own_tokens:
             with torch.no_grad():
                 probabilities = self.model.logits(conditions, read).softmax(-1)
             uniforms = torch.rand(tokens.shape, generator=self.rng)
-            read = self.mixed(read, inverse_cdf(probabilities, uniforms), self.config.own_tokens)
+            read = self.mixed(read, inverse_cdf(probabilities, uniforms), own_tokens)
         return read
 
     def mixed(self, tokens: Int[Tensor, "B L"], others: Int[Tensor, "B L"], most: float) -> Int[Tensor, "B L"]:
