@@ -52,8 +52,6 @@ EMOJI_VQ = VQConfig(
     norm_groups=8,
 )
 
-EMOJI_INFERENCE = Inference(guidance=1.5, temperature=0.6)
-
 
 def emoji_llamagen() -> PretrainConfig:
     """64-pixel LlamaGen of the same 512 emoji; its tokenizer's convolutions start from those of emoji-var."""
@@ -65,7 +63,7 @@ def emoji_llamagen() -> PretrainConfig:
         generator_training=GeneratorTraining(
             steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.3, own_tokens=1.0
         ),
-        inference=EMOJI_INFERENCE,
+        inference=Inference(guidance=2.0, temperature=0.6),
     )
 
 
@@ -81,7 +79,7 @@ def emoji_t2i() -> PretrainConfig:
         generator_training=GeneratorTraining(
             steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.3, own_tokens=1.0
         ),
-        inference=EMOJI_INFERENCE,
+        inference=Inference(guidance=1.5, temperature=0.6),
     )
 
 
