@@ -1,6 +1,6 @@
 """How images are drawn from a model outside training: guidance, temperature, and which tokens are kept."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,22 @@ class Inference:
         for name in ("guidance", "top_k"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 for none, or a positive number")
-        if not self.temperature > 0:
-            raise ValueError(
-                f"temperature: {self.temperature} must be above 0 (1 draws from the model as it was trained)"
-            )
+        check_temperature(self.temperature)
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in asdict(self).items() if value)
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what logits cannot be divided by.
+
+    Raises:
+        ValueError: it is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} must be above 0 (1 draws from the model as it was trained)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +60,5 @@ class InferenceOptions:
         Raises:
             ValueError: a setting is out of range.
         """
-        names = ("guidance", "temperature", "top_k", "top_p")
-        return replace(own, **{name: getattr(self, name) for name in names if getattr(self, name) is not None})
+        asked = {setting.name: getattr(self, setting.name) for setting in fields(Inference)}
+        return replace(own, **{name: value for name, value in asked.items() if value is not None})

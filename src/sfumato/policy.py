@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from sfumato.inference import Inference
+from sfumato.inference import Inference, check_temperature
 from sfumato.rollout import Conditions, Rollout
 
 LogitsFilter = Callable[[Float[Tensor, "B u V"]], Float[Tensor, "B u V"]]
@@ -96,8 +96,7 @@ class Policy:
     """
 
     def __init__(self, generator: Generator, temperature: float = 1.0):
-        if not temperature > 0:
-            raise ValueError(f"temperature: {temperature} must be above 0 (1 draws from the model as it was trained)")
+        check_temperature(temperature)
         self.generator = generator
         self.temperature = temperature
 

@@ -4,7 +4,7 @@ At emoji scale the bundled `emoji-var` stands for VAR, colourfulness for the aes
 image-text model with the prompt "on a blue background" for CLIP with the prompt "a painting".
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from sfumato.evaluation.suites import AnySuite
 from sfumato.evaluation.suites.alignment import Alignment
@@ -25,6 +25,7 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
+from sfumato.models.releases import RELEASES
 from sfumato.recipes.emoji import emoji_colorful
 from sfumato.recipes.var import var_recipe
 from sfumato.training.config import GRPOConfig
@@ -32,7 +33,7 @@ from sfumato.training.config import GRPOConfig
 PAPER = "Gallici & Sáez de Ocáriz Borde 2025"
 AS_TRAINED = replace(PLAIN, temperature=0.7)
 """images drawn as in training"""
-AS_PUBLISHED = Drawing(guidance=1.5, temperature=1.0, top_k=900, top_p=0.96)
+AS_PUBLISHED = Drawing(**asdict(RELEASES["var-d16"].inference))
 """VAR's inference settings"""
 
 

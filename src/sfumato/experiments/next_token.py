@@ -6,7 +6,7 @@ three kinds: the bundled image-text model for CLIP and HPSv2 (fidelity to the co
 measurements are on 32 of the classes, but for Table 2, which is on all.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sfumato.evaluation.suites.alignment import Alignment
@@ -30,13 +30,14 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
+from sfumato.models.releases import RELEASES
 from sfumato.recipes.emoji import emoji_llamagen_colorful
 from sfumato.recipes.llamagen import llamagen_recipe
 from sfumato.training.config import GRPOConfig
 
 PAPER = "Yuan et al. 2025 (AR-GRPO)"
 FIXED_ENTROPY = Curve("fixed/entropy", "entropy on the fixed set")
-AS_PUBLISHED = Drawing(guidance=2.0, temperature=1.0, top_k=0, top_p=0.0)
+AS_PUBLISHED = Drawing(**asdict(RELEASES["llamagen-b-256"].inference))
 """the paper's inference settings"""
 AR_GRPO = "AR-GRPO"
 """name of the run with the paper's reward and settings"""
