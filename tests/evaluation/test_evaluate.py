@@ -95,6 +95,15 @@ def test_identity_of_targets(tiny_model: Path, tmp_path: Path):
             Target(name, tmp_path, torch.device("cpu")).identity()
 
 
+def test_a_models_settings_are_part_of_its_identity(tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    model = Target(str(tmp_path / "model"), tmp_path, torch.device("cpu"))
+    before, config = model.identity(), tmp_path / "model/config.json"
+    assert model.identity() == before
+    config.write_text(config.read_text().replace('"temperature": 1.0', '"temperature": 0.5'))
+    assert model.identity() != before
+
+
 def test_labels():
     assert label(["emoji-var", "runs/a", "/x/runs/b"]) == ["emoji-var", "a", "b"]
     assert label(["one/model", "two/model"]) == ["one-model", "two-model"]

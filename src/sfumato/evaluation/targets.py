@@ -69,7 +69,7 @@ class Target:
         return False
 
     def identity(self) -> str:
-        """What changes when the target does: its path, and size and time of the file that holds it.
+        """What changes when the target does: paths, sizes and times of the files that hold it.
 
         Raises:
             ValueError: there is no such target.
@@ -78,10 +78,12 @@ class Target:
             return self.name
         if Path(self.name).suffix.lower() == ".npz" and not Path(self.name).is_file():
             raise ValueError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
-        path = Path(self.name) if self.has_images else locate(self.name) / "transformer.safetensors"
-        if path.is_dir():
+        path = Path(self.name)
+        if self.has_images and path.is_dir():
             return f"{path.resolve()} {len(find_images(path))} images"
-        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        parts = ("transformer.safetensors", "config.json")  # the config has the settings that images are drawn with
+        files = [path] if self.has_images else [locate(self.name) / part for part in parts]
+        return " ".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
     def policy(self, drawing: Drawing) -> tuple[Policy, LogitsFilter]:
         """The model, ready to draw, and its filter.
