@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_conditions, tiny_llamagen, tiny_var
 
-from sfumato.models.transformer import FEW_ROWS, PIECE, KeyValueCache, project
+from sfumato.models.transformer import FEW_ROWS, MANY_WEIGHTS, KeyValueCache, project
 
 
 def test_cache_by_hand():
@@ -47,29 +47,35 @@ def test_cache_has_the_type_of_what_comes():
 
 
 @pytest.mark.parametrize("bias", ["none", "own", "given"])
-@pytest.mark.parametrize("outputs", [PIECE, 3 * PIECE, PIECE + 8])
-@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (2, 3), (3, FEW_ROWS)])
-def test_product_piece_by_piece_is_the_product(outputs: int, rows: int, positions: int, bias: str):
-    layer = torch.nn.Linear(24, outputs, bias=bias == "own").double()
-    given = torch.randn(outputs, dtype=torch.float64) if bias == "given" else None
-    x = torch.randn(rows, positions, 24, dtype=torch.float64)
-    expected = layer(x) if given is None else layer(x) + given
+@pytest.mark.parametrize(("inputs", "outputs"), [(1024, MANY_WEIGHTS // 1024), (24, 40), (33, MANY_WEIGHTS // 33 + 1)])
+@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (2, 3), (2, FEW_ROWS)])
+def test_projection_is_the_product(inputs: int, outputs: int, rows: int, positions: int, bias: str):
+    layer = torch.nn.Linear(inputs, outputs, bias=bias == "own")
+    given = torch.randn(outputs) if bias == "given" else None
+    x = torch.randn(rows, positions, inputs)
+    exact = torch.nn.functional.linear(x.double(), layer.weight.double())
+    exact = exact + sum(b.double() for b in (given, layer.bias) if b is not None)
     with torch.no_grad():
-        torch.testing.assert_close(project(layer, x, given), expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(project(layer, x, given), expected, rtol=0, atol=1e-12)
+        quick = project(layer, x, given)
+    assert quick.is_contiguous()
+    for out in (quick, project(layer, x, given)):
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-5)
 
 
-def test_product_in_pieces_is_taken_for_a_step(monkeypatch: pytest.MonkeyPatch):
-    layer, calls = torch.nn.Linear(24, 2 * PIECE, bias=False), []
-    plain = torch.bmm
-    monkeypatch.setattr(torch, "bmm", lambda *inputs: (calls.append(inputs[0].shape), plain(*inputs))[1])
+def test_a_step_convolves_over_large_weights(monkeypatch: pytest.MonkeyPatch):
+    large, small = torch.nn.Linear(512, MANY_WEIGHTS // 512), torch.nn.Linear(512, MANY_WEIGHTS // 512 - 1)
+    calls, plain = [], torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda a, b: (calls.append((a.shape, b.shape)), plain(a, b))[1])
     with torch.no_grad():
-        project(layer, torch.randn(6, 1, 24))
-        project(layer, torch.randn(2, FEW_ROWS // 2, 24))
-        assert calls == [(2, 6, 24), (2, FEW_ROWS, 24)]
-        project(layer, torch.randn(2, FEW_ROWS // 2 + 1, 24))
-        project(layer, torch.randn(FEW_ROWS + 1, 1, 24))
+        project(large, torch.randn(6, 1, 512))
+        project(large, torch.randn(2, FEW_ROWS // 2, 512))
+        image = (1, 512, MANY_WEIGHTS // 512, 1)
+        assert calls == [(image, (6, 512, 1, 1)), (image, (FEW_ROWS, 512, 1, 1))]
+        project(small, torch.randn(6, 1, 512))
+        project(large, torch.randn(2, FEW_ROWS // 2 + 1, 512))
+        project(large.double(), torch.randn(6, 1, 512, dtype=torch.float64))
+        large.float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert project(layer, torch.randn(6, 1, 24)).dtype == torch.bfloat16
-    project(layer, torch.randn(6, 1, 24))  # with gradients
+            assert project(large, torch.randn(6, 1, 512)).dtype == torch.bfloat16
+    project(large, torch.randn(6, 1, 512))  # with gradients
     assert len(calls) == 2
