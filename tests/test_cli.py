@@ -92,6 +92,11 @@ def test_wrong_arguments(capsys: Capture, arguments: list[str], message: str):
     assert message in refused(capsys, *arguments)
 
 
+def test_a_wrong_setting_is_named_first(capsys: Capture):
+    for command in ("sample", "evaluate"):
+        assert refused(capsys, command, "tiny", "--temperature", "-1").startswith("temperature: -1.0 must be above 0")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

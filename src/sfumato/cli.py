@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ def parse_options(command: type, name: str, arguments: list[str], defaults: obje
 
 def read_complaint(box: str) -> tuple[str, list[str]]:
     """What tyro's box says in its first section, and the options that later ones name. Where the output is not
-    Unicode the box has no sides and rules of hyphens."""
+    Unicode the box has no sides and rules of hyphens. A complaint of a settings class names its field itself."""
     sections: list[list[str]] = [[]]
     for line in (line.strip(" │") for line in box.splitlines()[1:]):
         if line.strip("─-╰╯"):
@@ -216,7 +217,7 @@ def read_complaint(box: str) -> tuple[str, list[str]]:
             sections.append([])
     problem, *rest = sections
     suggestions = [line.split()[0] for section in rest for line in section if line.startswith("--")]
-    return " ".join(problem).rstrip("."), suggestions[:3]
+    return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", " ".join(problem)).rstrip("."), suggestions[:3]
 
 
 def run_dir(recipe: str) -> Path:
