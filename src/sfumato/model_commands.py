@@ -18,7 +18,7 @@ class Sample(InferenceOptions):
     """Draw images, as the model is best drawn from if nothing else is asked for."""
 
     model: tyro.conf.Positional[str]
-    """bundled model, run folder or checkpoint, or released model (var-d16 ... var-d36)"""
+    """bundled model, run folder or checkpoint, or released model (var-d16 ..., llamagen-b-256 ...)"""
     classes: tuple[str, ...] = ()
     """class names or numbers; sixteen spread over all classes if none is given"""
     prompts: tuple[str, ...] = ()

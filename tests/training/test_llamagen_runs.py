@@ -162,6 +162,17 @@ def test_scoring_the_conditional_distribution_alone(class_model: Path):
     assert loss.requires_grad
 
 
+def test_the_conditional_scores_are_those_of_the_update_in_bfloat16_too(class_model: Path):
+    algorithm = algorithm_of(tiny_config(class_model, guidance=2.0, score_guidance=0.0, precision="bf16"))
+    collected = experience(algorithm)
+    with torch.no_grad(), algorithm.autocast():
+        rescored = algorithm.scorer.log_probs(collected.rollout.conditions, collected.rollout.tokens)
+    assert torch.equal(collected.rollout.log_probs, rescored)
+    with torch.no_grad():
+        wide = algorithm.scorer.log_probs(collected.rollout.conditions, collected.rollout.tokens)
+    assert not torch.equal(wide, rescored)
+
+
 def moved(config: GRPOConfig) -> float:
     """Share of the weights that an update changes."""
     algorithm = algorithm_of(config)

@@ -39,11 +39,14 @@ def load(
     temperature: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """A ready policy.
+    """A ready policy, for training: without guidance and at temperature 1 unless asked for.
+
+    `sfumato sample` and `sfumato evaluate` draw with the model's own settings instead, which are
+    `drawing_policy(policy.generator, policy.generator.inference)` of `sfumato.policy`.
 
     Args:
-        name_or_path: a bundled generator ("emoji-var"), a run folder or checkpoint that Sfumato wrote, or a released
-            checkpoint ("var-d16" ..., "llamagen-b-256" ..., see `sfumato.models.releases`).
+        name_or_path: a bundled generator ("emoji-var"), a run folder or checkpoint that Sfumato wrote, a released
+            checkpoint ("var-d16" ..., "llamagen-b-256" ..., see `sfumato.models.releases`), or OWNER/NAME of the hub.
         weights: file of a released transformer; without it the file is fetched through `huggingface_hub`.
         tokenizer: file of a released tokenizer, likewise.
         guidance: classifier-free guidance as the family's authors count it: VAR adds g times the difference, LlamaGen

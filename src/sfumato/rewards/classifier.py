@@ -43,8 +43,8 @@ class Classifier:
     score: Literal["log-prob", "accuracy"] = "log-prob"
     """what is returned: at most 0 nats, or 0 or 1"""
     weights: str | None = None
-    """file of a state dict, or owner/repository/file of the hub; of emoji-rival, a folder that `sfumato pretrain
-    emoji-rival` wrote; the published or bundled ones if not given"""
+    """file of a state dict, or owner/repository/file of the hub; of emoji-rival, the `model/` folder of a run of
+    `sfumato pretrain emoji-rival`; the published or bundled ones if not given"""
 
     def __post_init__(self):
         if self.network is not None:

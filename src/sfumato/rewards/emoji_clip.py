@@ -19,7 +19,7 @@ class EmojiClip:
 
         Args:
             prompt: what every image is compared with, such as "on a blue background"; its own caption if not given.
-            weights: folder of another model that `sfumato pretrain emoji-clip` wrote; the bundled one if not given.
+            weights: the `model/` folder of a run of `sfumato pretrain emoji-clip`; the bundled one if not given.
         """
         self.prompt, self.folder = prompt, Path(weights) if weights else None
 

@@ -11,7 +11,7 @@ class GRPOConfig:
     """A GRPO run; the defaults are those of Gallici & Sáez de Ocáriz Borde (2025)."""
 
     model: str
-    """bundled generator, run folder, or released checkpoint (var-d16 ... var-d36)"""
+    """bundled generator, run folder, or released checkpoint (var-d16 ..., llamagen-b-256 ...)"""
     weights: str | None = None
     """file of a released transformer; fetched from the hub if not given"""
     tokenizer: str | None = None
@@ -28,7 +28,8 @@ class GRPOConfig:
     held_out_every: int = 10
     """steps between these measurements"""
     stop_when_hacking: bool = False
-    """stop when the reward rises while held-out rewards, accuracy, diversity or entropy fall; else only warn"""
+    """stop when the reward rises while held-out rewards, accuracy, diversity or entropy fall; else only warn.
+    It needs `held_out`"""
     overlap_rewards: bool = False
     """score a batch while the next is drawn; the results are the same"""
     classes: tuple[str, ...] = ()
@@ -110,6 +111,8 @@ class GRPOConfig:
         for name in ("temperature", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+        if self.stop_when_hacking and not self.held_out:
+            raise ValueError("stop_when_hacking: nothing is measured; name rewards with --held-out")
         if not self.reward:
             raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
         if self.images_per_step % self.minibatch_size:

@@ -86,9 +86,9 @@ class GRPO:
                 images = self.policy.decode(parts[-1].tokens).float()
             with timer("reward"):
                 scoring.append(self.submit(self.reward, images, part))
-            if self.scorer is not self.policy:
-                parts[-1] = replace(parts[-1], log_probs=self.scorer.log_probs(part, parts[-1].tokens))
             with timer("reference"), self.autocast():
+                if self.scorer is not self.policy:
+                    parts[-1] = replace(parts[-1], log_probs=self.scorer.log_probs(part, parts[-1].tokens))
                 reference.append(self.reference.log_probs(part, parts[-1].tokens))
         rollout = self.workers.gather_rollout(concatenate(parts, conditions[share]), conditions)
         with timer("reward"):
