@@ -88,6 +88,18 @@ def test_moving_takes_everything_along():
     assert conditions().to("cpu").text is None
 
 
+def test_only_the_captions_asked_for_move():
+    whole = described()
+    assert whole.text is not None
+    part = whole[torch.tensor([2, 0])]
+    moved = part.to("cpu")
+    assert moved.text is not None
+    assert len(moved.text) == len(set(part.labels.tolist())) < len(whole.text)
+    for before, after in zip(part.labels, moved.labels, strict=True):
+        assert torch.equal(whole.text.features[before], moved.text.features[after])
+        assert torch.equal(whole.text.mask[before], moved.text.mask[after])
+
+
 def test_as_many_captions_as_labels():
     labels, names = torch.tensor([0, 1]), ("one", "two")
     with pytest.raises(ValueError, match="captions: 3 captions for 2 labels; give one each"):

@@ -1,5 +1,6 @@
 """The commands that use a model: draw with it, list its classes, write its weights for other code."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -86,7 +87,7 @@ class Sample(InferenceOptions):
         if not self.prompts:
             raise ValueError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
         captions = list(self.prompts)
-        if len(captions) == 1 and find_prompts(captions[0]).is_file():
+        if len(captions) == 1 and os.path.isfile(find_prompts(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(find_prompts(captions[0]))]
         reader = load_text_encoder(self.text_encoder or generator.text_encoder, device)
         return caption_conditions(captions, reader.encode, generator.longest_caption)

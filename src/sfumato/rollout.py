@@ -79,11 +79,15 @@ class Conditions:
         return self[torch.arange(len(self)).repeat_interleave(group_size)]
 
     def to(self, device: torch.device | str) -> "Conditions":
-        """The same on another device."""
+        """The same on another device; of the captions only those that are asked for."""
+        labels, text = self.labels, self.text
+        if text is not None:
+            used, labels = labels.unique(return_inverse=True)
+            text = CaptionFeatures(features=text.features[used], mask=text.mask[used]).to(device)
         return replace(
             self,
-            labels=self.labels.to(device),
-            text=None if self.text is None else self.text.to(device),
+            labels=labels.to(device),
+            text=text,
             null=None if self.null is None else self.null.to(device),
         )
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sfumato.data.conditions import ClassSampler, class_conditions, find_class, find_classes
+from sfumato.data.conditions import ClassSampler, class_conditions, find_class, find_classes, find_labels
+from sfumato.rollout import Conditions
 
 NAMES = ("Tench", "goldfish", "great white shark", "tiger shark", "hen", "ostrich", "house finch")
 
@@ -99,3 +100,13 @@ def test_sampler_is_reproducible():
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
+
+
+def test_labels_by_name_and_metadata():
+    asked = Conditions(labels=torch.tensor([0, 1]), names=("hen", "a bird"), metadata=({}, {"class": "ostrich"}))
+    labels = find_labels(NAMES, asked)
+    assert labels is not None
+    assert labels.tolist() == [4, 5]
+    for wanted in ("owl", ["hen"], {"name": "hen"}, 4, None):
+        data = ({}, {"class": wanted})
+        assert find_labels(NAMES, Conditions(labels=torch.tensor([0, 1]), names=("hen", "hen"), metadata=data)) is None

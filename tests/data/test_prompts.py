@@ -98,6 +98,8 @@ def test_table_of_drawbench(tmp_path: Path):
             r"line 3: there is no caption; put it under 'caption', 'prompt', 'text' or",
         ),
         ("p.jsonl", '{"text": 5}', r"p\.jsonl, line 1: the caption is 5; write a string"),
+        ("p.csv", "text,id, text\na,1,b\n", r"p\.csv, line 1: two columns are called 'text'; rename one"),
+        ("p.jsonl", '"a"\n"b \\ud83d"', r"p\.jsonl, line 2: the caption has half of a character \(a lone surrogate\)"),
         ("p.jsonl", "null", r"p\.jsonl, line 1: the caption is null; write a string"),
         ("p.json", '[["a"]]', r'p\.json, item 1: the caption is \["a"\]; write a string'),
     ],
@@ -111,7 +113,7 @@ def test_what_is_no_file_of_prompts(tmp_path: Path, name: str, text: str, messag
 
 
 def test_missing_and_undecodable_files(tmp_path: Path):
-    for path in (tmp_path / "none.txt", tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path, tmp_path / ("long" * 100)):
         with pytest.raises(ValueError, match=r"^prompts: .* is not a file; give one of \.txt, \.jsonl, \.json, \.csv$"):
             read_prompts(path)
     path = tmp_path / "p.txt"

@@ -53,10 +53,11 @@ def test_round_trip_of_a_model_folder(tmp_path: Path):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_round_trip_of_a_llamagen_folder(tmp_path: Path, text: bool):
-    generator = tiny_llamagen(text=text)
+    generator = tiny_llamagen(text=text, guidance_interval=3)
     save_model(tmp_path / "model", generator)
     read = load_model(tmp_path / "model")
     assert isinstance(read, LlamaGen)
+    assert read.guidance_interval == 3
     assert (read.config, read.tokenizer.config) == (LLAMAGEN_TEXT if text else LLAMAGEN, VQ_TOKENIZER)
     assert read.class_names == class_names(str(tmp_path / "model")) == (() if text else CLASS_NAMES)
     ours, theirs = generator.state_dict(), read.state_dict()
@@ -65,7 +66,7 @@ def test_round_trip_of_a_llamagen_folder(tmp_path: Path, text: bool):
     policy = load(tmp_path / "model", guidance=2.5)
     assert policy.generator.guidance == 2.5
     conditions, tokens = tiny_captions([2, 3]) if text else tiny_conditions([2, 0]), torch.arange(18).view(2, 9) % 16
-    expected = tiny_llamagen(text=text, guidance=2.5).logits(conditions, tokens)
+    expected = tiny_llamagen(text=text, guidance=2.5, guidance_interval=3).logits(conditions, tokens)
     torch.testing.assert_close(policy.generator.logits(conditions, tokens), expected, rtol=0, atol=1e-6)
 
 
@@ -156,7 +157,7 @@ def test_releases():
 def test_another_models_weights(tmp_path: Path):
     torch.save(transformer_weights("a"), tmp_path / "var.pth")
     torch.save(tokenizer_weights(), tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match=r"weights: the file holds a model of depth 2, var-d16 has 16; give var_d16"):
+    with pytest.raises(ValueError, match=r"depth 2 and width 128, var-d16 has 16 and 1024"):
         load("var-d16", weights=tmp_path / "var.pth", tokenizer=tmp_path / "vae.pth")
     with pytest.raises(ValueError, match=r"weights: .* has no 'pos_start'"):
         load("var-d16", weights=tmp_path / "vae.pth", tokenizer=tmp_path / "var.pth")

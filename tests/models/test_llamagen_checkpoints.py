@@ -279,9 +279,16 @@ def test_wrong_number_of_heads(num_heads: int):
 def test_files_of_another_release():
     weights, tokenizer = (meta_state_dict(manifest(name)["state_dict"]) for name in ("c2i_GPT-B_256", "VQ-16"))
     with pytest.raises(
-        ValueError, match="weights: the file holds a model of depth 12, llamagen-l-256 has 24; give c2i_L"
+        ValueError,
+        match="the file holds a model of depth 12 and width 768, llamagen-l-256 has 24 and 1024; give c2i_L",
     ):
         RELEASES["llamagen-l-256"].build("llamagen-l-256", weights, tokenizer)
+    large = meta_state_dict(manifest("c2i_GPT-3B_384")["state_dict"])  # as deep as L, and L's heads divide its width
+    with pytest.raises(
+        ValueError,
+        match="the file holds a model of depth 24 and width 3200, llamagen-l-384 has 24 and 1024; give c2i_L",
+    ):
+        RELEASES["llamagen-l-384"].build("llamagen-l-384", large, tokenizer)
     of_classes, of_text = (meta_state_dict(manifest(f"{kind}_GPT-XL_256")["state_dict"]) for kind in ("c2i", "t2i"))
     with pytest.raises(
         ValueError, match=r"weights: the file holds a class-conditional model; give t2i_XL_stage1_256\.pt"

@@ -292,6 +292,24 @@ def test_features_are_made_once(tmp_path: Path):
     assert torch.equal(CachedReader(first.folder).encode(["a"])[0], first.encode(["a"])[0])
 
 
+def test_another_encoder_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    encoder, caches = tmp_path / "t5", tmp_path / "caches"
+    encoder.mkdir()
+    (encoder / "model.safetensors").write_bytes(b"first")
+    first = cache_features(["a"], str(encoder), Counting, caches)
+    assert cache_features(["a"], str(encoder), Counting, caches).folder == first.folder
+    monkeypatch.chdir(tmp_path)
+    same = cache_features(["a"], "t5", Counting, caches)
+    assert same.folder.name.removeprefix("t5-") == first.folder.name[-16:]
+    (encoder / "model.safetensors").write_bytes(b"the second")
+    second = cache_features(["a"], "t5", Counting, caches)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "t5").mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    third = cache_features(["a"], "t5", Counting, caches)
+    assert len({same.folder, second.folder, third.folder}) == 3
+
+
 def test_progress_and_release(tmp_path: Path):
     made: list[weakref.ref] = []
     told: list[tuple[int, int]] = []

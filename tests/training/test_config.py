@@ -21,6 +21,7 @@ from tiny import tiny_config
             for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate")
         ),
         ({"stop_when_hacking": True}, "stop_when_hacking: nothing is measured; name rewards with --held-out"),
+        ({"caption_template": "photo of {}"}, "caption_template: 'photo of {}' has no {name}; write it in"),
         ({"group_size": 1}, "group_size: 1 is too small; give at least 2"),
         ({"temperature": 0.0}, "temperature: 0.0 must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate: nan must be above 0"),

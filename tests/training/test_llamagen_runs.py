@@ -93,6 +93,7 @@ def test_a_run_on_captions(text_model: Path, prompts: Path, tmp_path: Path):
     with Image.open(out) as picture:
         assert picture.size[0] > picture.size[1]
     assert main([*draw, "--prompts", str(prompts), "--count", "1"]) == 0
+    assert main([*draw, "--prompts", "a caption of more letters than a file's name may have, " * 10]) == 0
 
 
 @pytest.mark.parametrize(
@@ -104,8 +105,17 @@ def test_a_run_on_captions(text_model: Path, prompts: Path, tmp_path: Path):
         ({"text_encoder": "nobody"}, "text_encoder: 'nobody' is neither"),
     ],
 )
-def test_captions_that_cannot_be_read(text_model: Path, prompts: Path, tmp_path: Path, changes: dict, message: str):
+def test_captions_that_cannot_be_read(
+    text_model: Path,
+    prompts: Path,
+    tmp_path: Path,
+    changes: dict,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
     config = replace(tiny_config(text_model, prompts=str(prompts), text_cache=str(tmp_path / "cache")), **changes)
+    if "text_encoder" not in changes:  # all else is seen before the weights are read
+        monkeypatch.setattr("sfumato.training.run.load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()

@@ -153,6 +153,19 @@ def test_captions_are_what_is_learnt(pictures: Path, tmp_path: Path):
     assert trainer.loss(dropped, tokens, tokens)[1] != trainer.loss(conditions, tokens, tokens)[1]
 
 
+def test_long_captions_are_cut(pictures: Path, tmp_path: Path):
+    steps = replace(CAPTIONS.generator_training, steps=0)
+    assert run(replace(CAPTIONS, generator_training=steps), pictures, tmp_path / "text")
+    source, reader = FolderImages(pictures, 12), load_text_encoder("word-vectors")
+    source.captions = lambda index, rng: ["red apple " * 10] * len(index)
+    rng = torch.Generator().manual_seed(0)
+    trainer = GeneratorTrainer(load(tmp_path / "text").generator, source, GeneratorTraining(), rng, reader)
+    conditions = trainer.conditions(torch.tensor([0, 1]), rng)
+    assert conditions.text is not None
+    assert conditions.text.features.shape[1] == 8
+    assert trainer.loss(conditions, trainer.tokens[:2], trainer.tokens[:2])[0].isfinite()
+
+
 def text_trainer(package: Path, config: GeneratorTraining) -> GeneratorTrainer:
     rng, reader = torch.Generator().manual_seed(0), load_text_encoder("word-vectors")
     return GeneratorTrainer(load_tiny_text(), EmojiImages(package, 12), config, rng, reader)

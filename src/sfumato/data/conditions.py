@@ -59,7 +59,7 @@ def find_labels(class_names: Sequence[str], conditions: Conditions) -> Int[Tenso
     """
     numbers = {name: number for number, name in enumerate(class_names)}
     wanted = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
-    if not all(name in numbers for name in wanted):
+    if not all(isinstance(name, str) and name in numbers for name in wanted):
         return None
     own = conditions.labels.tolist()
     same = [0 <= o < len(class_names) and class_names[o] == name for o, name in zip(own, wanted, strict=True)]

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -40,7 +41,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             names the file, the line (of a `.json` file: the item) and the remedy.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise ValueError(f"prompts: {path} is not a file; give one of {', '.join(READERS)}")
     if path.suffix.lower() not in READERS:
         raise ValueError(f"prompts: {path} is of no known kind; give a file that ends in {', '.join(READERS)}")
@@ -57,8 +58,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 def find_prompts(name: str) -> Path:
     """A file of prompts by path, or a bundled one by name ("emoji-captions")."""
-    bundled = Path(str(resources.files("sfumato") / f"bundled/prompts/{name}.jsonl"))
-    return bundled if bundled.is_file() else Path(name)
+    folder = Path(str(resources.files("sfumato") / "bundled/prompts"))
+    bundled = {file.stem: file for file in folder.glob("*.jsonl")}
+    return bundled.get(name, Path(name))
 
 
 class PromptSampler:
@@ -135,6 +137,9 @@ def _read_csv(path: Path, text: str) -> Items:
         header = [name.strip() for name in next(rows, [])]
         if not set(CAPTION_KEYS) & set(header):
             raise ValueError(f"prompts: {path}, line 1: no column is called {_either(CAPTION_KEYS)}; add a header")
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"prompts: {path}, line 1: two columns are called {twice!r}; rename one")
         for row in rows:
             if row and len(row) != len(header):
                 raise ValueError(
@@ -168,6 +173,8 @@ def _prompt(item: object, place: str) -> Prompt:
         caption = metadata.pop(key)
     if not isinstance(caption, str):
         raise ValueError(f"{place}: the caption is {json.dumps(caption)[:40]}; write a string")
+    if any("\ud800" <= character <= "\udfff" for character in caption):
+        raise ValueError(f"{place}: the caption has half of a character (a lone surrogate); write it whole")
     if not caption.strip():
         raise ValueError(f"{place}: the caption is empty; write one or remove the line")
     return Prompt(" ".join(caption.split()), metadata)

@@ -33,6 +33,16 @@ def ask_prompts(generator: Generator, drawing: Drawing, prompts: Sequence[Prompt
     return caption_conditions(captions, reader.encode, generator.longest_caption, metadata)
 
 
+def ask_evenly(generator: Generator, drawing: Drawing, prompts: Sequence[Prompt], count: int) -> Conditions:
+    """`count` conditions: the captions in turn, or as many of them spread evenly; no others are read.
+
+    Raises:
+        ValueError: the model draws classes.
+    """
+    chosen = [prompts[i] for i in spread(len(prompts), min(count, len(prompts)))]
+    return repeated(ask_prompts(generator, drawing, chosen), count)
+
+
 def repeated(conditions: Conditions, count: int) -> Conditions:
     """The conditions in turn until there are `count`, spread evenly over them if they are more."""
     total = len(conditions)

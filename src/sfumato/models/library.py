@@ -154,6 +154,8 @@ def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.fl
         "inference": dataclasses.asdict(generator.inference),
         "class_names": generator.class_names,
     }
+    if isinstance(generator, LlamaGen):
+        config["guidance_interval"] = generator.guidance_interval
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     for part in ("transformer", "tokenizer"):
         tensors = getattr(generator, part).state_dict()
@@ -169,6 +171,8 @@ def load_model(folder: Path) -> VAR | LlamaGen:
     config, tokenizer = family.config(**saved["transformer"]), family.tokenizer_config(**_tuples(saved["tokenizer"]))
     generator = build_generator(config, tokenizer, saved["class_names"])
     generator.inference = Inference(**saved.get("inference", {}))
+    if isinstance(generator, LlamaGen):
+        generator.guidance_interval = saved.get("guidance_interval", -1)
     for part in ("tokenizer", "transformer"):
         try:
             getattr(generator, part).load_state_dict(load_part(folder, part))

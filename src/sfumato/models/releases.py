@@ -28,6 +28,8 @@ class Release:
     """number of blocks, to see that a file is the one that was asked for"""
     num_heads: int
     """attention heads"""
+    head_width: int = 64
+    """width of a head; with the heads the width of the network, to see the same"""
     scales: tuple[int, ...]
     """side of each token map of a VAR; of a LlamaGen, its only one"""
 
@@ -56,9 +58,11 @@ class Release:
         """
         infer = infer_var_config if self.is_var else infer_llamagen_config
         found = infer(weights, num_heads=1)
-        if found.depth != self.depth:
+        width = self.num_heads * self.head_width
+        if (found.depth, found.width) != (self.depth, width):
             raise ValueError(
-                f"weights: the file holds a model of depth {found.depth}, {name} has {self.depth}; give {self.weights}"
+                f"weights: the file holds a model of depth {found.depth} and width {found.width}, {name} has "
+                f"{self.depth} and {width}; give {self.weights}"
             )
         names = None if self.is_text else imagenet_class_names()
         if self.is_var:
@@ -97,6 +101,7 @@ _LLAMAGEN = {
         tokenizer="vq_ds16_c2i.pt",
         depth=depth,
         num_heads=heads,
+        head_width=100 if size == "3B" else 64,
         scales=(pixels // 16,),
     )
     for size, (depth, heads) in _LLAMAGEN_SIZES.items()

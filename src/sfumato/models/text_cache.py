@@ -24,6 +24,8 @@ from torch import Tensor
 
 from sfumato.models.text import TextEncoder
 
+FORMAT = 2
+"""Part of a cache's name: another one for every change of the files, or of what an encoder makes of a caption."""
 CAPTIONS_AT_ONCE = 256
 """Captions between two reports of progress."""
 
@@ -83,8 +85,8 @@ def cache_features(
 
     Args:
         captions: all that will be asked for; their order and repeats make no difference.
-        name: the text encoder's name, under which its features are found again. A folder's name is not enough to see
-            that an encoder was replaced by another: remove the cache then.
+        name: the text encoder's name, under which its features are found again; of a folder also by its files' sizes
+            and times, so that another encoder in its place is another.
         make_reader: loads the text encoder, such as `lambda: load_text_encoder(name, "cuda")`.
         folder: of all caches; a folder below it is made for this encoder and these captions.
         progress: told how many captions of how many are done.
@@ -93,7 +95,7 @@ def cache_features(
         ValueError: the features are beyond half precision, or an existing cache is damaged; or of `make_reader`.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
-    digest = hashlib.sha256(json.dumps([name, distinct]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([FORMAT, identity(name), distinct]).encode()).hexdigest()[:16]
     cache = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[-60:].strip('-')}-{digest}"
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_name(f"{cache.name}.lock")):
@@ -109,6 +111,18 @@ def cache_features(
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
     return CachedReader(cache)
+
+
+def identity(name: str) -> list[str | int]:
+    """What changes when the encoder does: its name, and of a folder its path, and its files with sizes and times."""
+    if not Path(name).is_dir():
+        return [name]
+    files = sorted(file for file in Path(name).rglob("*") if file.is_file())
+    return [str(Path(name).resolve()), *(part for file in files for part in _state(file))]
+
+
+def _state(file: Path) -> tuple[str, int, int]:
+    return file.name, file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _write(

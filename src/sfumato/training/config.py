@@ -113,6 +113,8 @@ class GRPOConfig:
                 raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
         if self.stop_when_hacking and not self.held_out:
             raise ValueError("stop_when_hacking: nothing is measured; name rewards with --held-out")
+        if "{name}" not in self.caption_template:
+            raise ValueError(f"caption_template: {self.caption_template!r} has no {{name}}; write it in")
         if not self.reward:
             raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
         if self.images_per_step % self.minibatch_size:

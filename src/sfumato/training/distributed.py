@@ -7,12 +7,16 @@ order of floating-point sums).
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sfumato.rollout import Conditions, Rollout
+
+PATIENCE = timedelta(hours=4)
+"""How long workers wait for one another: the main one alone measures and scores fixed images, by slow judges too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,8 @@ def join(device: str = "auto") -> Workers:
     if found.type == "cuda":
         torch.cuda.set_device(found)
     if count > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo", rank=rank, world_size=count)
+        backend = "nccl" if found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=count, timeout=PATIENCE)
     return Workers(rank=rank, count=count, device=found)
 
 

@@ -106,7 +106,7 @@ class GeneratorTrainer:
         """What the items with these numbers show: their classes, or a caption of each."""
         if self.reader is None:
             return class_conditions(self.labels[index].tolist(), self.source.class_names)
-        return caption_conditions(self.source.captions(index, rng), self.reader.encode)
+        return caption_conditions(self.source.captions(index, rng), self.reader.encode, self.model.longest_caption)
 
     def disturbed(self, conditions: Conditions, tokens: Int[Tensor, "B L"], own_tokens: float) -> Int[Tensor, "B L"]:
         """The tokens with up to `token_noise` of each image's replaced by its neighbour's, and then up to `own_tokens`

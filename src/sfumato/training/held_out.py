@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.evaluation.accuracy import class_accuracy
+from sfumato.evaluation.measurement import write_text
 from sfumato.models.classifier import Classifier
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
@@ -53,7 +54,7 @@ class HeldOut:
         figures["diversity"] = diversity(features, REPEATS)
         figures["entropy"] = rollout.entropy.mean().item()
         rows = [row for row in read_lines(self.path) if row["step"] < step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **figures}]))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in [*rows, {"step": step, **figures}]))
         return {f"held_out/{name}": value for name, value in figures.items() if "_std" not in name}
 
     def signs(self) -> list[str]:

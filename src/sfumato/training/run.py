@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.evaluation.accuracy import class_accuracy
 from sfumato.models.classifier import load_classifier
-from sfumato.models.library import load, load_part, save_model
+from sfumato.models.library import class_names, load, load_part, save_model
 from sfumato.rewards import build_reward
 from sfumato.rollout import Conditions, Rollout, concatenate
 from sfumato.training import distributed, thresholds
@@ -32,7 +32,7 @@ from sfumato.training.grpo import GRPO
 from sfumato.training.held_out import REPEATS, HeldOut
 from sfumato.training.logger import MetricsFile, TrainingView, read_lines
 from sfumato.training.pictures import COLUMNS, grid, save_png, side_by_side
-from sfumato.training.sampler import build_sampler
+from sfumato.training.sampler import build_sampler, check_request
 
 
 def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: Console | None = None) -> bool:
@@ -46,6 +46,9 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
         config.validate(workers.count)
         folder = RunFolder(run_dir, workers.is_main)
         folder.check(config, resume)
+        check_request(config, class_names(config.model))
+        reward = build_reward(config.reward)
+        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)) if config.held_out else None
         policy = load(
             config.model,
             weights=config.weights,
@@ -55,8 +58,6 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
             device=workers.device,
         )
         sampler = build_sampler(config, policy.generator, workers.device)
-        reward = build_reward(config.reward)
-        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)) if config.held_out else None
         algorithm = GRPO(config, policy, sampler, reward, workers)
         run = Run(config, folder, algorithm, console or Console())
         run.probe_reward()
@@ -138,13 +139,7 @@ class Run:
         """Held-out rewards and what else warns of hacking, on the same conditions and seeds at every step."""
         if self.held_out is None:
             return {}
-        conditions = self.algorithm.sampler.spread(16).repeat(REPEATS).to(self.algorithm.workers.device)
-        seeds, parts = torch.arange(len(conditions)), []
-        with self.algorithm.autocast():
-            for index in seeds.split(self.config.sample_batch_size):
-                parts.append(self.algorithm.policy.sample(conditions[index], seeds[index]))
-            images = [self.algorithm.policy.decode(part.tokens).float() for part in parts]
-        figures = self.held_out.measure(step, concatenate(parts, conditions), torch.cat(images))
+        figures = self.held_out.measure(step, *self.draw_fixed_set(REPEATS))
         plot_held_out(self.folder.path)
         return figures
 
@@ -152,10 +147,7 @@ class Run:
         """Pictures of the same conditions and seeds at every step, and how uncertain the policy is there."""
         if not self.folder.writes:
             return
-        conditions = self.algorithm.sampler.spread(16).repeat(2).to(self.algorithm.workers.device)
-        with self.algorithm.autocast():
-            rollout = self.algorithm.policy.sample(conditions, torch.arange(len(conditions)))
-            images = self.algorithm.policy.decode(rollout.tokens).float()
+        rollout, images = self.draw_fixed_set(2)
         self.log_fixed_set(step, rollout, images)
         save_png(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.folder.sample_path(step))
         first, now = self.folder.sample_path(0), self.folder.sample_path(step)
@@ -163,6 +155,16 @@ class Run:
             titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
         save_png(side_by_side(titled), self.folder.path / "before_after.png")
         plot_curves(self.folder.path)
+
+    def draw_fixed_set(self, repeats: int) -> tuple[Rollout, Tensor]:
+        """So many images of each of the fixed conditions, in [0, 1], of the same seeds at every call."""
+        conditions = self.algorithm.sampler.spread(16).repeat(repeats).to(self.algorithm.workers.device)
+        seeds, parts = torch.arange(len(conditions)), []
+        with self.algorithm.autocast():
+            for index in seeds.split(self.config.sample_batch_size):
+                parts.append(self.algorithm.policy.sample(conditions[index], seeds[index]))
+            images = [self.algorithm.policy.decode(part.tokens).float() for part in parts]
+        return concatenate(parts, conditions), torch.cat(images)
 
     def log_fixed_set(self, step: int, rollout: Rollout, images: Tensor) -> None:
         """Entropy a unit and in the mean, and the reward, of the fixed conditions, and the name and reward of each of

@@ -1,34 +1,47 @@
 """Where a run's conditions come from, by its config: classes, or a file of captions."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import ClassSampler, ConditionSampler
-from sfumato.data.prompts import PromptSampler, find_prompts, read_prompts
+from sfumato.data.conditions import ClassSampler, ConditionSampler, find_classes
+from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_prompts
 from sfumato.models.text import WordVectors, load_text_encoder
 from sfumato.models.text_cache import cache_features
 from sfumato.policy import Generator
 from sfumato.training.config import GRPOConfig
 
 
-def build_sampler(config: GRPOConfig, generator: Generator, device: torch.device) -> ConditionSampler:
-    """The sampler of a run on this generator. Captions that a T5 must read are read once, and cached on disk.
+def check_request(config: GRPOConfig, class_names: Sequence[str]) -> list[Prompt]:
+    """The prompts that the config names; none where the model draws these classes.
 
     Raises:
-        ValueError: classes are given to a generator that reads captions, or the other way round; or a file of prompts
-            or the text encoder cannot be read.
+        ValueError: classes are given to a model that reads captions, or the other way round; there is no such class; or
+            the file of prompts cannot be read.
     """
-    if not generator.text_encoder:
+    if class_names:
         if config.prompts is not None:
             raise ValueError(f"prompts: {config.model} draws classes, not captions; give classes instead")
-        return ClassSampler(generator.class_names, config.classes, config.caption_template)
+        find_classes(config.classes, class_names)
+        return []
     if config.classes:
         raise ValueError(f"classes: {config.model} reads captions; give prompts instead")
     if config.prompts is None:
         raise ValueError(f"prompts: {config.model} reads captions; give a file of them (.txt, .jsonl, .json, .csv)")
-    prompts = read_prompts(find_prompts(config.prompts))
+    return read_prompts(find_prompts(config.prompts))
+
+
+def build_sampler(config: GRPOConfig, generator: Generator, device: torch.device) -> ConditionSampler:
+    """The sampler of a run on this generator. Captions that a T5 must read are read once, and cached on disk.
+
+    Raises:
+        ValueError: the request does not fit the generator (`check_request`), or the text encoder cannot be read.
+    """
+    prompts = check_request(config, generator.class_names)
+    if not prompts:
+        return ClassSampler(generator.class_names, config.classes, config.caption_template)
     encoder = config.text_encoder or generator.text_encoder
     if encoder == WordVectors.name:
         reader = load_text_encoder(encoder)

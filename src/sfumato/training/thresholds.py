@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sfumato.evaluation.measurement import write_text
 from sfumato.rewards import WeightedSum
 from sfumato.rollout import Conditions
 
@@ -26,5 +27,5 @@ def fix_thresholds(
         return reward.with_thresholds({name: known[name] for name in missing})
     measured = reward.measure_thresholds(*draw())
     if writes:
-        path.write_text(json.dumps(measured, indent=1) + "\n")
+        write_text(path, json.dumps(measured, indent=1) + "\n")
     return reward.with_thresholds(measured)

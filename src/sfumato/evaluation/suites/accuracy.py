@@ -8,7 +8,7 @@ import torch
 from sfumato.data.conditions import find_labels
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
 from sfumato.evaluation.accuracy import class_hits
-from sfumato.evaluation.asking import ask_classes, ask_prompts, repeated
+from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
 from sfumato.evaluation.images import batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
@@ -40,7 +40,7 @@ class AccuracySuite:
 
         def ask(generator: Generator, drawing: Drawing) -> Conditions:
             if prompts is not None:
-                return repeated(ask_prompts(generator, drawing, prompts), self.images)
+                return ask_evenly(generator, drawing, prompts, self.images)
             names = classifier.class_names if generator.text_encoder else generator.class_names
             return repeated(ask_classes(generator, drawing, range(len(names)), names), self.images)
 

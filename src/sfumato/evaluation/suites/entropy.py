@@ -8,7 +8,7 @@ import torch
 
 from sfumato.data.conditions import find_classes, spread
 from sfumato.data.prompts import find_prompts, read_prompts
-from sfumato.evaluation.asking import ask_classes, ask_prompts, repeated
+from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
 from sfumato.evaluation.measurement import Figure, Measurement, write_text
 from sfumato.evaluation.run import Measure
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
@@ -68,7 +68,7 @@ class Entropy:
     def ask(self, generator: Generator, drawing: Drawing) -> Conditions:
         """Classes or captions, spread over all there are."""
         if self.prompts is not None:
-            return repeated(ask_prompts(generator, drawing, read_prompts(find_prompts(self.prompts))), self.images)
+            return ask_evenly(generator, drawing, read_prompts(find_prompts(self.prompts)), self.images)
         names = load_classifier().class_names if generator.text_encoder else generator.class_names
         labels = find_classes(self.classes, names) or range(len(names))
         chosen = [labels[i] for i in spread(len(labels), min(self.images, len(labels)))]
