@@ -72,9 +72,10 @@ def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[st
     [
         (["score", "brightness", "{folder}/none"], "images: {folder}/none is not there; give image files or folders"),
         (["score", "brightness", "{folder}/notes.txt"], "images: {folder}/notes.txt cannot be read"),
-        (["score", "bright", "{folder}/empty"], "images: no .png, .jpg, .jpeg, .webp, .bmp in {folder}/empty; give"),
+        (["score", "bright", "{folder}/empty"], "images: no .bmp, .jpeg, .jpg, .png, .webp in {folder}/empty; give"),
         (["score", "brigthness", "{folder}"], "reward: there is no 'brigthness'; did you mean brightness or"),
         (["serve", "brightness", "--host", "0.0.0.0"], "host: 0.0.0.0 can be reached from outside; set SFUMATO_RE"),
+        (["score", "brightness?levels=0,1", "{folder}"], "reward: the levels of brightness?levels=0,1 have no thresh"),
         (["serve", "brightness?levels=0,1"], "reward: brightness?levels=0,1 has no thresholds; give them"),
     ],
 )

@@ -35,7 +35,10 @@ class Reproduce:
         reference = None if self.reference is None else reference_images(self.reference, self.work / "reference")
         experiment, console = build(self.scale, reference), Console()
         device: torch.device = join(self.device).device
-        if not reproduce(self.experiment, experiment, self.out, self.work, str(device), console):
+        name, command = self.experiment, f"sfumato reproduce {self.experiment}"
+        if self.scale != "emoji":
+            name, command = f"{name}-{self.scale}", f"{command} --scale {self.scale}"
+        if not reproduce(name, experiment, self.out, self.work, str(device), console, command):
             return 130
-        console.print(f"Look at {self.out / self.experiment}/summary.md", highlight=False, soft_wrap=True)
+        console.print(f"Look at {self.out / name}/summary.md", highlight=False, soft_wrap=True)
         return 0

@@ -44,6 +44,7 @@ class Sample(InferenceOptions):
     def __call__(self) -> int:
         from sfumato.models.library import load
         from sfumato.models.var import VAR, sample_smooth
+        from sfumato.training.checkpoint import check_writable
         from sfumato.training.distributed import join
         from sfumato.training.pictures import grid, save_png
 
@@ -51,6 +52,7 @@ class Sample(InferenceOptions):
             raise ValueError(f"count: {self.count} images; give at least 1")
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"out: {self.out} is not a .png file; name one")
+        check_writable("out", self.out.parent)
         device = join(self.device).device
         loaded = load(self.model, weights=self.weights, tokenizer=self.tokenizer, device=device).generator
         settings = self.inference(loaded.inference)
@@ -63,7 +65,9 @@ class Sample(InferenceOptions):
             if not isinstance(generator, VAR):
                 raise ValueError(f"smooth: {self.model} is no VAR; leave the option out")
             parts = torch.arange(len(conditions)).split(32)
-            pictures = torch.cat([sample_smooth(generator, conditions[i], seeds[i], keep) for i in parts])
+            pictures = torch.cat(
+                [sample_smooth(generator, conditions[i], seeds[i], keep, policy.temperature) for i in parts]
+            )
         else:
             pictures = policy.draw(conditions, seeds, 32, keep)
         columns = min(len(pictures), self.count * max(1, 8 // self.count))  # a class's images stay in one row

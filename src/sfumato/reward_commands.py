@@ -13,15 +13,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
 from rich.table import Table
 
+from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
 from sfumato.rewards import COMPOSITIONS, REWARDS, SERVER, Entry, WeightedSum, build_reward
 from sfumato.rewards.needs import EXTRAS
 from sfumato.rollout import Conditions
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ class Score:
         from sfumato.training.distributed import join
 
         files = find_pictures(self.images)
-        reward, device = build_reward({self.reward: 1.0}), join(self.device).device
+        reward, device = build_reward({self.reward: 1.0}).require_thresholds(), join(self.device).device
         rows = [
             (str(path), None if score != score else score)
             for path, score in score_files(reward, files, self.caption, self.label, device)
@@ -115,13 +114,15 @@ def find_pictures(paths: tuple[Path, ...]) -> list[Path]:
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES)
+            files += find_images(path)
         elif path.is_file():
             files.append(path)
         else:
             raise ValueError(f"images: {path} is not there; give image files or folders")
     if not files:
-        raise ValueError(f"images: no {', '.join(PICTURES)} in {', '.join(map(str, paths)) or 'nothing'}; give some")
+        raise ValueError(
+            f"images: no {', '.join(sorted(IMAGE_SUFFIXES))} in {', '.join(map(str, paths)) or 'nothing'}; give some"
+        )
     return files
 
 
@@ -134,25 +135,26 @@ def score_files(
         for first in range(0, len(same), batch_size):
             batch = same[first : first + batch_size]
             images = torch.stack([read_picture(path) for path in batch]).to(device)
-            captions = tuple(caption if caption is not None else path.parent.name for path in batch)
+            captions = tuple(caption if caption is not None else path.resolve().parent.name for path in batch)
             labels = torch.full((len(batch),), label, device=device)
             total, _ = reward(images, Conditions(labels=labels, names=captions, captions=captions))
             yield from zip(batch, total.tolist(), strict=True)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height."""
+    """Width and height of the upright picture."""
     try:
         with Image.open(path) as picture:
-            return picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = picture.size
+            return (height, width) if turned else (width, height)
     except OSError as error:
         raise ValueError(f"images: {path} cannot be read ({error}); leave it out") from error
 
 
 def read_picture(path: Path) -> torch.Tensor:
     """A picture (3, H, W) in [0, 1]."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(read_rgb(path, "images"))).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data.images import EMOJI_SCENES, EmojiImages, FolderImages, Scene, compose, open_source
+from sfumato.data.images import (
+    EMOJI_SCENES,
+    EmojiImages,
+    FolderImages,
+    Scene,
+    compose,
+    find_images,
+    open_source,
+    read_rgb,
+)
 
 
 def save(path: Path, colour: tuple[int, ...], size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
@@ -52,6 +61,42 @@ def test_transparency_is_laid_on_white(tmp_path: Path):
     images, _ = FolderImages(tmp_path, 8)[torch.tensor([0, 1])]
     assert images[0].min() == 1
     torch.testing.assert_close(images[1], torch.full((3, 8, 8), 127 / 255), rtol=0, atol=1.5 / 255)
+
+
+def test_sixteen_bits_are_reduced_to_eight(tmp_path: Path):
+    Image.fromarray(np.full((8, 8), 0x8180, dtype=np.uint16)).save(tmp_path / "grey.png")
+    images, _ = FolderImages(tmp_path, 8)[torch.tensor([0])]
+    assert (images * 255).unique().tolist() == [0x81]
+    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"data: .*float\.tiff cannot be read as an image \(its pixels are float"):
+        read_rgb(tmp_path / "float.tiff", "data")
+
+
+def test_pictures_are_turned_upright(tmp_path: Path):
+    pixels = np.zeros((8, 16, 3), dtype=np.uint8)
+    pixels[:, :8] = 200  # light on the left: on top, once turned by a quarter clockwise
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "phone.png", exif=exif)
+    upright = np.array(read_rgb(tmp_path / "phone.png", "data"))
+    assert upright.shape == (16, 8, 3)
+    assert upright[:8].min() == 200
+    assert upright[8:].max() == 0
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path):
+    for name in ("cat/1.png", ".ipynb_checkpoints/1.png", "cat/._1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, (1, 2, 3))
+    assert [file.name for file in find_images(tmp_path)] == ["1.png"]
+    assert FolderImages(tmp_path, 8).class_names == ("cat",)
+
+
+def test_captions_of_another_encoding(tmp_path: Path):
+    save(tmp_path / "1.png", (1, 2, 3))
+    (tmp_path / "1.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"data: .*1\.txt is not UTF-8"):
+        FolderImages(tmp_path, 8)
 
 
 def test_folder_errors(tmp_path: Path):

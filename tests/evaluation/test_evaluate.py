@@ -11,8 +11,10 @@ from PIL import Image
 from tiny import CLASS_NAMES, tiny_conditions
 
 from sfumato.cli import main
+from sfumato.evaluation.features import Features
 from sfumato.evaluation.images import ArrayImages, DrawnImages, StoredImages, batches, write_image
-from sfumato.evaluation.run import label
+from sfumato.evaluation.run import label, named_files
+from sfumato.evaluation.suites import diversity
 from sfumato.evaluation.targets import PLAIN, Target
 from sfumato.models.classifier import Classifier, ClassifierConfig
 from sfumato.models.library import load
@@ -86,7 +88,10 @@ def test_identity_of_targets(tiny_model: Path, tmp_path: Path):
     model, pictures = (Target(str(p), tmp_path, torch.device("cpu")) for p in (tiny_model, tmp_path / "pictures"))
     assert not model.has_images
     assert pictures.has_images
-    assert pictures.identity().endswith("1 images")
+    before = pictures.identity()
+    assert pictures.identity() == before
+    write_image(tmp_path / "pictures/a.png", torch.ones(3, 4, 4))
+    assert pictures.identity() != before
     assert "transformer.safetensors" in model.identity()
     with pytest.raises(ValueError, match="is images, and this suite asks a model"):
         pictures.policy(PLAIN)
@@ -102,6 +107,45 @@ def test_a_models_settings_are_part_of_its_identity(tiny_model: Path, tmp_path: 
     assert model.identity() == before
     config.write_text(config.read_text().replace('"temperature": 1.0', '"temperature": 0.5'))
     assert model.identity() != before
+
+
+def test_files_that_options_name(tmp_path: Path):
+    (tmp_path / "r.py").write_text("x = 1")
+    (tmp_path / "p.txt").write_text("a cat")
+    options = {"rewards": [f"{tmp_path}/r.py:f?scale=2", "clip"], "drawing": {"seed": 0, "weights": str(tmp_path)}}
+    options["prompts"] = f"{tmp_path}/p.txt"
+    found = named_files(options)
+    assert set(found) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt", str(tmp_path)}
+    (tmp_path / "p.txt").write_text("a dog and a cat")
+    assert {name for name, state in named_files(options).items() if state != found[name]} == {
+        f"{tmp_path}/p.txt", str(tmp_path),
+    }  # fmt: skip
+
+
+def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_image(tmp_path / "real/a.png", torch.zeros(3, 12, 12))
+    options = [
+        "--suite",
+        "diversity",
+        "--per-class",
+        "2",
+        "--extractor",
+        "emoji",
+        "--reference",
+        str(tmp_path / "real"),
+    ]
+    command = ["evaluate", str(tiny_model), *options, "--out", str(tmp_path / "out"), "--device", "cpu"]
+    whole = diversity.features_of_reference
+
+    def stop(*arguments: object) -> Features:
+        whole(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diversity, "features_of_reference", stop)
+        assert main(command) == 130
+    assert any((tmp_path / "out/reference").iterdir())
+    assert main(command) == 0
 
 
 def test_labels():

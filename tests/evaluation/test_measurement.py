@@ -43,6 +43,13 @@ def test_pairs_are_kept():
     assert wide[0] < unlike < wide[1]
 
 
+def test_pairs_without_a_score_count_on_neither_side():
+    first, second = Figure.mean([0.0, 1.0, math.nan, 0.2]), Figure.mean([0.1, math.nan, 5.0, 0.3])
+    difference, interval = second.difference(first)
+    assert difference == pytest.approx(0.1)
+    assert interval == pytest.approx((0.1, 0.1))
+
+
 def test_no_score_is_left_out(tmp_path: Path):
     figure = Figure.mean([1.0, math.nan, 3.0])
     assert figure.value == 2

@@ -1,6 +1,7 @@
 """Pre-training on a tiny folder of images: stages, resuming, and the models that come out."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def files_of(folder: Path) -> dict[str, object]:
 
 def test_files(finished: Path):
     assert set(files_of(finished)) == {
-        "config.json",
+        "config.json", "data.json",
         *(f"{stage}/{name}" for stage in ("tokenizer", "generator") for name in (
             "checkpoint.pt", "metrics.jsonl", "samples/step-000002.png", "samples/step-000004.png",
         )),
@@ -144,11 +145,31 @@ def test_existing_runs_and_other_settings_are_refused(finished: Path, pictures: 
     def report(*args: object) -> None:
         raise AssertionError
 
-    with pytest.raises(ValueError, match=r"run_dir: .* holds a run; continue it with --resume"):
+    with pytest.raises(ValueError, match=r"run_dir: .* is not empty; continue it with --resume"):
         run(pictures, finished)
     other = replace(CONFIG, seed=1)
     with pytest.raises(ValueError, match=r"resume: .*config\.json has other settings"):
         pretrain_generator(other, pictures, finished, resume=True, report=report, interrupt=Interrupt())
+
+
+def test_nothing_is_overwritten(pictures: Path, tmp_path: Path):
+    (tmp_path / "project/model").mkdir(parents=True)
+    (tmp_path / "project/model/precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"run_dir: .*project is not empty"):
+        run(pictures, tmp_path / "project")
+    with pytest.raises(ValueError, match=r"run_dir: .*project holds no run to resume"):
+        run(pictures, tmp_path / "project", resume=True)
+    assert (tmp_path / "project/model/precious.txt").read_text() == "mine"
+    assert len(list((tmp_path / "project").rglob("*"))) == 2
+
+
+def test_resuming_on_other_images_is_refused(pictures: Path, tmp_path: Path):
+    assert not run(pictures, tmp_path / "run", stop_at=("tokenizer", 2))
+    other = tmp_path / "other"
+    shutil.copytree(pictures, other)
+    next(other.rglob("*.png")).unlink()
+    with pytest.raises(ValueError, match=r"data: these are not the images that the run began with"):
+        run(other, tmp_path / "run", resume=True)
 
 
 def test_wrong_data(tmp_path: Path):

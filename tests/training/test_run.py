@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from rich.console import Console
@@ -18,7 +20,7 @@ from sfumato.models.library import load
 from sfumato.rewards.pixels import brightness
 from sfumato.training.logger import MetricsFile
 from sfumato.training.pictures import COLUMNS, tiles
-from sfumato.training.run import train
+from sfumato.training.run import Run, train
 
 QUIET = Console(quiet=True)
 
@@ -160,6 +162,41 @@ def test_resuming_with_other_settings_is_refused(finished_run: Path, tiny_model:
             console=QUIET,
         )
     assert (finished_run / "config.json").read_text() == before
+
+
+def test_another_base_model_is_noticed(tiny_model: Path, tmp_path: Path):
+    shutil.copytree(tiny_model, tmp_path / "base")
+    settings = {"steps": 2, "save_every": 1, "eval_images": 0}
+    assert train(tiny_config(tmp_path / "base", **settings), tmp_path / "run", console=QUIET)
+    weights = tmp_path / "base/transformer.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights)
+    with pytest.raises(ValueError, match=r"model: .*base is not what it was when the run began; put its weights back"):
+        train(tiny_config(tmp_path / "base", **{**settings, "steps": 3}), tmp_path / "run", resume=True, console=QUIET)
+
+
+def test_fewer_steps_than_are_done(finished_run: Path, tiny_model: Path):
+    with pytest.raises(ValueError, match=r"steps: 3 are fewer than the 4 done; give as many or more"):
+        train(tiny_config(tiny_model, steps=3, save_every=2, sample_every=2), finished_run, resume=True, console=QUIET)
+
+
+def test_a_failing_picture_costs_no_step(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config, whole = tiny_config(tiny_model, steps=2, save_every=1, sample_every=1, eval_images=0), Run.draw_samples
+
+    def draw_samples(self: Run, step: int) -> None:
+        if step:
+            raise OSError("no space left on device")
+        whole(self, step)
+
+    monkeypatch.setattr(Run, "draw_samples", draw_samples)
+    with pytest.raises(OSError, match="no space"):
+        train(config, tmp_path / "run", console=QUIET)
+    monkeypatch.undo()
+    assert (tmp_path / "run/checkpoints/step-000001").is_dir()
+    assert train(config, tmp_path / "run", resume=True, console=QUIET)
+    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == [
+        f"step-{step:06d}.png" for step in range(3)
+    ]
 
 
 def test_nothing_to_resume(tiny_model: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -50,7 +50,7 @@ class FolderImages:
         folder = Path(folder)
         if not folder.is_dir():
             raise ValueError(f"data: {folder} is not a folder; give a folder with one sub-folder of images a class")
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = find_images(folder)
         if not files:
             raise ValueError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
         classes = [p.relative_to(folder).parts[0] if p.parent != folder else "image" for p in files]
@@ -58,7 +58,7 @@ class FolderImages:
         self._labels = torch.tensor([self.class_names.index(c) for c in classes])
         self._images = torch.stack([_read_square(p, size) for p in files])  # uint8
         texts = [p.with_suffix(".txt") for p in files]
-        self._captions = [t.read_text().strip() if t.is_file() else c for t, c in zip(texts, classes, strict=True)]
+        self._captions = [_read_caption(t) if t.is_file() else c for t, c in zip(texts, classes, strict=True)]
         self.weights = torch.ones(len(files))
         self.held_out = torch.zeros(len(files), dtype=torch.bool)
 
@@ -72,14 +72,43 @@ class FolderImages:
         return [self._captions[i] for i in index.tolist()]
 
 
-def _read_square(path: Path, size: int) -> Tensor:
-    """One image as uint8 (3, size, size): short side resized to `size`, centre cropped, alpha laid on white."""
+def find_images(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted by path; hidden files, and all in hidden folders, are left out."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def read_rgb(path: Path, field: str) -> Image.Image:
+    """An image file as RGB: upright, 16 bits reduced to 8, transparent parts on white.
+
+    Raises:
+        ValueError: the file is no image, or has floating-point pixels; the message begins with `field`.
+    """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGBA")
-    except OSError as error:
-        raise ValueError(f"data: {path} cannot be read as an image ({error}); remove or replace it") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers")
+            if image.mode != "RGB":
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow has them all
+        raise ValueError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {path} is not UTF-8; save the file as UTF-8") from error
+
+
+def _read_square(path: Path, size: int) -> Tensor:
+    """One image as uint8 (3, size, size): short side resized to `size`, centre cropped."""
+    image = read_rgb(path, "data")
     scale = size / min(image.size)
     image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     left, top = (image.width - size) // 2, (image.height - size) // 2

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sfumato.data.conditions import find_labels
 from sfumato.models.classifier import Classifier
+from sfumato.rewards.classifier import EMOJI_SIDE
+from sfumato.rewards.preprocessing import crop_square
 from sfumato.rollout import Conditions
 
 
@@ -17,6 +19,11 @@ class Accuracy:
 
     top1: float
     top5: float
+
+
+def at_emoji_size(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 64 64"]:
+    """Images as the bundled classifier of emoji knows them: larger and smaller ones are resized and cropped."""
+    return images if images.shape[-2:] == (EMOJI_SIDE, EMOJI_SIDE) else crop_square(images, EMOJI_SIDE)
 
 
 def class_accuracy(classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Accuracy | None:
@@ -35,7 +42,7 @@ def class_hits(
     if labels is None:
         return None
     with torch.no_grad():
-        return top_hits(classifier(images.cpu()), labels)
+        return top_hits(classifier(at_emoji_size(images.cpu())), labels)
 
 
 def top_hits(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Bool[Tensor, "B 2"]:

@@ -1,6 +1,7 @@
 """What distances between images are measured in: a network's features, pooled and spatial, and its opinion."""
 
 import functools
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def load_inception(weights: str | None) -> Inception:
         tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
         model = Inception()
         model.load_state_dict(tensors)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"extractor_weights: {' '.join(str(error).split())[:200]}; Inception's are "
             "pt_inception-2015-12-05-6726825d.pth, of pytorch-fid's and torch-fidelity's releases"

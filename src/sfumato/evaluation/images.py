@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from sfumato.data.images import IMAGE_SUFFIXES
+from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
 from sfumato.policy import LogitsFilter, Policy
 from sfumato.rollout import Conditions
 
@@ -159,18 +159,13 @@ class DrawnImages:
         return read_images(self.files[index])
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by path; what has a leading dot is left out."""
-    return sorted(p for p in folder.rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def read_images(files: Sequence[Path]) -> Float[Tensor, "B 3 H W"]:
     """Images in [0, 1], transparent ones laid on white.
 
     Raises:
         ValueError: a file is no image, or they are not all of one size.
     """
-    images = [_read_image(file) for file in files]
+    images = [torch.from_numpy(np.array(read_rgb(file, "target"))).permute(2, 0, 1) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
             size, first = image.shape[1:], images[0].shape[1:]
@@ -179,17 +174,6 @@ def read_images(files: Sequence[Path]) -> Float[Tensor, "B 3 H W"]:
                 "make all of one size"
             )
     return torch.stack(images).float() / 255
-
-
-def _read_image(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            image = file if file.mode == "RGB" else file.convert("RGBA")
-            if image.mode == "RGBA":
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except OSError as error:
-        raise ValueError(f"target: {path} cannot be read as an image ({error}); remove or replace it") from error
 
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:

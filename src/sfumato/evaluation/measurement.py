@@ -36,11 +36,12 @@ class Figure:
     def difference(self, first: "Figure") -> tuple[float, Interval | None]:
         """How much more this is than the first, and the interval.
 
-        The parts are resampled in pairs where there are equally many: the same seeds and conditions.
+        Where there are equally many parts they are taken in pairs (the same seeds and conditions), so that what lacks a
+        score on one side counts on neither.
         """
-        if len(self.parts) == len(first.parts):
-            parts = np.subtract(self.parts, first.parts) if self.parts else ()
-            return self.value - first.value, bootstrap(parts)
+        if self.parts and len(self.parts) == len(first.parts):
+            pairs = Figure.mean(np.subtract(self.parts, first.parts).tolist())
+            return pairs.value, pairs.interval()
         return self.value - first.value, bootstrap(self.parts, first.parts)
 
 

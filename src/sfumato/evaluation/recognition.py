@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.evaluation.accuracy import at_emoji_size
 from sfumato.models.classifier import load_classifier
 from sfumato.models.releases import imagenet_class_names
 from sfumato.rewards import classifier as imagenet
@@ -32,6 +33,8 @@ def load_recogniser(name: Recogniser, device: torch.device) -> Recognition:
     """
     if name == "emoji":
         classifier = load_classifier().to(device)
-        return Recognition(classifier.class_names, lambda images: classifier.log_probs(images.to(device)))
+        return Recognition(
+            classifier.class_names, lambda images: classifier.log_probs(at_emoji_size(images.to(device)))
+        )
     loaded = imagenet.load_network(name, None)
     return Recognition(tuple(imagenet_class_names()), lambda images: loaded.log_probs(images.to(device)))

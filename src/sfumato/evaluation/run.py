@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,7 +15,7 @@ import torch
 
 from sfumato.evaluation.measurement import Measurement, read_measurement, write_measurement, write_text
 from sfumato.evaluation.tables import Results, to_json, to_latex, to_markdown
-from sfumato.evaluation.targets import Target
+from sfumato.evaluation.targets import Target, state
 
 Measure = Callable[[Target], Measurement]
 """What a suite does with one target."""
@@ -58,11 +60,10 @@ def evaluate(
         folder = Path(folder)
         names = label(targets)
         found = [Target(name, folder / part, device) for name, part in zip(targets, names, strict=True)]
-        settings = {"suite": describe(suite), "targets": {t.name: t.identity() for t in found}}
+        options = describe(suite)
+        settings = {"suite": options, "files": named_files(options), "targets": {t.name: t.identity() for t in found}}
         check_folder(folder, settings)
-        measure = suite.prepare(device, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "evaluation.json", json.dumps(settings, indent=1) + "\n")
+        measure = prepare(suite, device, folder, settings)
         results = {}
         for target, name in zip(found, names, strict=True):
             results[name] = measured(target, measure)
@@ -72,6 +73,18 @@ def evaluate(
         if isinstance(suite, Plotted):
             suite.plot(results, folder / "results.png")
         return results
+
+
+def prepare(suite: Suite, device: torch.device, folder: Path, settings: dict) -> Measure:
+    """What measures a target; the folder is marked as this evaluation's, unless the options are refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "evaluation.json", json.dumps(settings, indent=1) + "\n")
+    try:
+        return suite.prepare(device, folder)
+    except ValueError:
+        if [file.name for file in folder.iterdir()] == ["evaluation.json"]:
+            shutil.rmtree(folder)
+        raise
 
 
 def measured(target: Target, measure: Measure) -> Measurement:
@@ -104,6 +117,17 @@ def describe(suite: Suite) -> dict:
     """A suite and its options as JSON holds them."""
     assert dataclasses.is_dataclass(suite)
     return json.loads(json.dumps({"name": type(suite).__name__, **dataclasses.asdict(suite)}, default=str))
+
+
+def named_files(options: object) -> dict[str, str]:
+    """The files and folders that options name, also as path.py:function and with options of their own after a ?, each
+    with what changes when it does."""
+    if isinstance(options, dict | list):
+        parts = options.values() if isinstance(options, dict) else options
+        return {name: found for part in parts for name, found in named_files(part).items()}
+    name = str(options).partition("?")[0]
+    paths = [name, name.rpartition(":")[0]] if isinstance(options, str) else []
+    return {path: state(Path(path)) for path in paths if path and os.path.exists(path)}
 
 
 def check_folder(folder: Path, settings: dict) -> None:

@@ -1,12 +1,14 @@
 """What is evaluated: a model, which draws with fixed seeds, or images that are there."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number, find_images
+from sfumato.data.images import find_images
+from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number
 from sfumato.inference import InferenceOptions
 from sfumato.models.library import find_model, load, locate
 from sfumato.models.releases import RELEASES
@@ -44,6 +46,15 @@ Ask = Callable[[Generator, Drawing], Conditions]
 """What a generator is asked to draw: one condition an image, on the CPU."""
 
 
+def state(path: Path) -> str:
+    """What changes when a file does, or any file in a folder: path, size and time."""
+    if not path.is_dir():
+        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.sha256("\n".join(map(state, files)).encode()).hexdigest()[:16]
+    return f"{path.resolve()} {len(files)} files {digest}"
+
+
 @dataclass(frozen=True)
 class Target:
     """What is evaluated, by name or path, and where what is made of it is kept."""
@@ -69,7 +80,8 @@ class Target:
         return False
 
     def identity(self) -> str:
-        """What changes when the target does: paths, sizes and times of the files that hold it.
+        """What changes when the target does: paths, sizes and times of the files that hold it (those of a released
+        model are options of the suite).
 
         Raises:
             ValueError: there is no such target.
@@ -80,10 +92,10 @@ class Target:
             raise ValueError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
         path = Path(self.name)
         if self.has_images and path.is_dir():
-            return f"{path.resolve()} {len(find_images(path))} images"
+            return state(path)
         parts = ("transformer.safetensors", "config.json")  # the config has the settings that images are drawn with
         files = [path] if self.has_images else [locate(self.name) / part for part in parts]
-        return " ".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+        return " ".join(map(state, files))
 
     def policy(self, drawing: Drawing) -> tuple[Policy, LogitsFilter]:
         """The model, ready to draw, and its filter.

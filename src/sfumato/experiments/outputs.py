@@ -113,7 +113,7 @@ def _band(sheet: Path) -> Image.Image:
         return picture.convert("RGB").crop((0, 0, picture.width, round(min(PICTURE_ROWS * tile, picture.height))))
 
 
-def write_summary(name: str, experiment: Experiment, findings: Findings, path: Path) -> None:
+def write_summary(command: str, experiment: Experiment, findings: Findings, path: Path) -> None:
     """What was run, which claims hold, and the tables, as Markdown."""
     words = {True: "holds", False: "does not hold", None: "cannot be told"}
     lines = [f"# {experiment.title}", "", f"*{experiment.source}.* {experiment.about}", "", "## Claims", ""]
@@ -123,7 +123,7 @@ def write_summary(name: str, experiment: Experiment, findings: Findings, path: P
     lines += ["", "![plot](plot.png)", "", "![pictures](pictures.png)", "", "## Measurements", ""]
     for suite, measurements in findings.measured.items():
         lines += [f"{suite}: value [95 % interval]; difference to the first column", "", to_markdown(measurements)]
-    lines += ["## How", "", f"    sfumato reproduce {name}", ""]
+    lines += ["## How", "", f"    {command}", ""]
     lines += [f"Model `{experiment.model}`; all numbers are in `numbers.csv`. The runs:", ""]
     for run, config in experiment.runs.items():
         seconds = sum(v for row in findings.curves[run] for n, v in row.items() if n.startswith("seconds/"))

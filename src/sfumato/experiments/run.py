@@ -25,11 +25,14 @@ FILES = ("plot.png", "pictures.png", "numbers.csv", "summary.md")
 """what an experiment leaves"""
 
 
-def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: str, console: Console) -> bool:
+def reproduce(
+    name: str, experiment: Experiment, out: Path, work: Path, device: str, console: Console, command: str = ""
+) -> bool:
     """Run what is not there yet, measure, and write plot, pictures, numbers and summary to `out/NAME`.
 
     Runs go to `work/runs`, named by their settings, so that experiments share them; evaluations to
-    `work/evaluations`. Both go on where they were interrupted. Returns False if a run was interrupted.
+    `work/evaluations`. Both go on where they were interrupted. The summary names the `command` if it is given. Returns
+    False if a run was interrupted.
 
     Raises:
         ValueError: a setting is wrong, or a folder holds something else.
@@ -47,7 +50,11 @@ def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: 
         for suite_name, suite in experiment.suites.items():
             console.print(f"{name}: measuring {suite_name}, {moment} training", highlight=False, soft_wrap=True)
             folder = work / "evaluations" / name / suite_name / moment
-            results = evaluate(suite, list(targets.values()), folder, torch.device(device), lambda line: None)
+            try:
+                results = evaluate(suite, list(targets.values()), folder, torch.device(device), lambda line: None)
+            except ValueError as error:  # the folder is not the user's to name
+                advice = str(error).replace("choose another --out", "remove it, or choose another --work")
+                raise ValueError(advice) from error
             measured[suite_name] = dict(zip(targets, results.values(), strict=True))
         return measured
 
@@ -64,7 +71,7 @@ def reproduce(name: str, experiment: Experiment, out: Path, work: Path, device: 
     write_numbers(findings, place / "numbers.csv")
     write_plot(experiment, findings, place / "plot.png")
     write_pictures(folders, place / "pictures.png")
-    write_summary(name, experiment, findings, place / "summary.md")
+    write_summary(command or f"sfumato reproduce {name}", experiment, findings, place / "summary.md")
     return True
 
 
@@ -125,6 +132,6 @@ def check_place(place: Path) -> None:
     """
     check_writable("out", place)
     if place.is_dir():
-        others = sorted(path.name for path in place.iterdir() if path.name not in FILES)
+        others = sorted(path.name for path in place.iterdir() if path.name not in FILES and path.name[0] != ".")
         if others:
             raise ValueError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")

@@ -164,7 +164,7 @@ def save_model(folder: Path, generator: Generator, dtype: torch.dtype = torch.fl
 
 def load_model(folder: Path) -> VAR | LlamaGen:
     """Read a model folder; weights are widened to float32."""
-    saved = json.loads((folder / "config.json").read_text())
+    saved = read_config(folder)
     if saved.get("family") not in FAMILIES:
         raise ValueError(f"model: {folder}/config.json is of the family {saved.get('family')!r}, no generator's")
     family = FAMILIES[saved["family"]]
@@ -181,6 +181,18 @@ def load_model(folder: Path) -> VAR | LlamaGen:
                 f"model: {folder}/{part}.safetensors does not fit its config.json; copy both again"
             ) from error
     return generator
+
+
+def read_config(folder: Path) -> dict:
+    """What a model folder's `config.json` says.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"model: {folder}/config.json cannot be read ({error}); copy it again") from error
 
 
 def load_part(folder: Path, part: str) -> dict[str, Tensor]:
@@ -201,8 +213,7 @@ def class_names(name_or_path: str) -> tuple[str, ...]:
     """The class names of what `load` finds by this name, without loading weights; none if it reads captions."""
     if name_or_path in RELEASES:
         return () if RELEASES[name_or_path].is_text else tuple(imagenet_class_names())
-    folder = locate(name_or_path)
-    return tuple(json.loads((folder / "config.json").read_text())["class_names"])
+    return tuple(read_config(locate(name_or_path))["class_names"])
 
 
 def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Path]:
@@ -215,6 +226,8 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
     """
     if file_format not in ("pth", "safetensors"):
         raise ValueError(f"format: {file_format!r} is not known; give pth or safetensors")
+    if name_or_path in RELEASES:
+        raise ValueError(f"model: {name_or_path} is as published already; give a run folder or a model of yours")
     generator = load_model(locate(name_or_path))
     if isinstance(generator, VAR):
         names, state_dicts = ("var", "vae"), export_var(generator)

@@ -388,15 +388,20 @@ class VAR(nn.Module):
 
 @torch.no_grad()
 def sample_smooth(
-    generator: VAR, conditions: Conditions, seeds: Integer[Tensor, " B"], filter: LogitsFilter | None = None
+    generator: VAR,
+    conditions: Conditions,
+    seeds: Integer[Tensor, " B"],
+    filter: LogitsFilter | None = None,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "B 3 H W"]:
     """VAR's "more smooth" images in [0, 1], for pictures, not for numbers: instead of a token each position takes
-    the mean code under a Gumbel-softmax sample, which sharpens from scale to scale."""
+    the mean code under a Gumbel-softmax sample, which sharpens from scale to scale. As in all sampling here, logits are
+    divided by the temperature before they are filtered; VAR's own code has none."""
     rngs = [np.random.default_rng(seed) for seed in seeds.tolist()]
     state = generator.start(conditions)
     weights: list[Tensor] = []
     for scale in range(len(generator.units)):
-        logits = generator.step(state, weights[-1] if weights else None)
+        logits = generator.step(state, weights[-1] if weights else None) / temperature
         if filter is not None:
             logits = filter(logits)
         progress = scale / max(1, len(generator.units) - 1)

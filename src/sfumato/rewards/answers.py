@@ -31,14 +31,14 @@ def _values(answer: str, key: str) -> list[Any]:
         rest = answer[match.end() :].lstrip("*` \n")
         try:
             values.append(decoder.raw_decode(rest)[0])
-        except ValueError:
+        except (ValueError, RecursionError):
             values.append(rest)
     return values
 
 
 def _as_number(value: Any) -> float:
     if isinstance(value, bool | int | float):
-        return float(value)
+        return float(value) if abs(value) < 1e300 else math.nan
     if isinstance(value, dict):
         numbers = [_as_number(part) for part in value.values()]
         return sum(numbers) if numbers else math.nan

@@ -90,6 +90,18 @@ class WeightedSum:
         """Names of the parts whose thresholds are still to be measured."""
         return tuple(name for name, part in self.parts.items() if part.levels and not part.thresholds)
 
+    def require_thresholds(self) -> "WeightedSum":
+        """Itself, where no images are at hand to measure thresholds on.
+
+        Raises:
+            ValueError: a part has levels without thresholds.
+        """
+        for name in self.without_thresholds():
+            raise ValueError(
+                f"reward: the levels of {name} have no thresholds; give some, as in levels=0,1&thresholds=0.3"
+            )
+        return self
+
     def with_thresholds(self, thresholds: Mapping[str, Sequence[float]]) -> "WeightedSum":
         """The same with the thresholds of these parts."""
         measured = {name: replace(self.parts[name], thresholds=tuple(values)) for name, values in thresholds.items()}

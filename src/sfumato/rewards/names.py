@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,10 +128,11 @@ def find(name: str, known: Mapping[str, Maker]) -> Maker:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"reward: {path} is not a file; give path/to/file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"sfumato.user_rewards.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's code may fail in any way; the cause is kept

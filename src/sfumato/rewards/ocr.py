@@ -14,7 +14,7 @@ from sfumato.rewards import needs
 from sfumato.rewards.preprocessing import to_bytes
 from sfumato.rollout import Conditions
 
-QUOTED = re.compile(r"[\"“”'‘’]([^\"“”]+?)[\"“”'‘’](?!\w)")
+QUOTED = re.compile(r"(?<!\w)[\"“”'‘’]([^\"“”]+?)[\"“”'‘’](?!\w)")
 """text in quotation marks"""
 
 

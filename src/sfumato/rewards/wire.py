@@ -102,7 +102,10 @@ def read_picture(number: int, text: Any) -> Image.Image:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as picture:
             if max(picture.size) > LARGEST_SIDE:
                 raise ValueError(f"{picture.size} is larger than {LARGEST_SIDE} pixels")
-            return picture.convert("RGB")
+            if picture.mode == "RGB":
+                return picture.copy()
+            picture = picture.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     except MALFORMED as error:
         raise ValueError(f"images: number {number} is not a PNG file in base64 ({error})") from error
 

@@ -99,7 +99,8 @@ class ImageTextTrainer:
         return first, five
 
     def report(self) -> dict[str, float]:
-        """Recall by name of the held-out classes, among themselves and among all, and of the others among all."""
+        """Recall by name of the held-out classes, among themselves and among all, and of the others among all; of
+        fewer than sixteen classes none is held out."""
         held_out, others = self.held_out.nonzero()[:, 0], (~self.held_out).nonzero()[:, 0]
         everything = torch.arange(len(self.held_out))
         result = {}
@@ -108,6 +109,8 @@ class ImageTextTrainer:
             ("held_out_among_all", held_out, everything),
             ("trained_among_all", others, everything),
         ):
+            if not len(classes):
+                continue
             result[f"{name}_recall_1"], result[f"{name}_recall_5"] = self.recall(classes, among)
         return result
 

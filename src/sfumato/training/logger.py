@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
+from sfumato.evaluation.measurement import write_text
+
 
 class MetricsFile:
     """`metrics.jsonl`, one object a step, and the same as TensorBoard events."""
@@ -29,7 +31,7 @@ class MetricsFile:
         self.path = run_dir / "metrics.jsonl"
         # A killed run may have logged steps that its last checkpoint does not know; they are drawn again.
         kept = [line for line in read_metrics(run_dir) if line["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if kept else None)
 
     def write(self, metrics: dict[str, float]) -> None:

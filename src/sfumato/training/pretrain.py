@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
+from sfumato.evaluation.measurement import write_text
 from sfumato.inference import Inference
 from sfumato.models.classifier import (
     Classifier,
@@ -127,21 +128,27 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage's name, the steps done, the steps in all, and the step's statistics."""
 
 
-def claim(run_dir: Path, config: AnyPretrainConfig, resume: bool) -> None:
-    """Make the run folder with its `config.json`, or see that the one there has the same settings.
+def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume: bool) -> None:
+    """Make the run folder with `config.json` and `data.json`, or see that those there say the same.
 
     Raises:
-        ValueError: the folder holds a run and `resume` was not asked for, or its settings are others.
+        ValueError: the folder is not empty and `resume` was not asked for, or its settings or data are others.
     """
-    settings, saved = dataclasses.asdict(config), run_dir / "config.json"
-    if saved.exists():
-        if not resume:
-            raise ValueError(f"run_dir: {run_dir} holds a run; continue it with --resume or choose another --run-dir")
-        if json.loads(saved.read_text()) != json.loads(json.dumps(settings)):
+    settings, saved = json.loads(json.dumps(dataclasses.asdict(config))), run_dir / "config.json"
+    data, seen = {"items": len(source), "class_names": list(source.class_names)}, run_dir / "data.json"
+    if resume:
+        if not saved.exists():
+            raise ValueError(f"run_dir: {run_dir} holds no run to resume; start it without --resume")
+        if json.loads(saved.read_text()) != settings:
             raise ValueError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
+        if seen.exists() and json.loads(seen.read_text()) != data:
+            raise ValueError(f"data: these are not the images that the run began with (see {seen}); give the same")
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise ValueError(f"run_dir: {run_dir} is not empty; continue it with --resume or choose another --run-dir")
     check_writable("run_dir", run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps(settings, indent=1) + "\n")
+    write_text(seen, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    write_text(saved, json.dumps(settings, indent=1) + "\n")
 
 
 def pretrain(
@@ -166,14 +173,14 @@ def pretrain_image_text(
 ) -> bool:
     """Train an image-text model in `run_dir`, with its recall in `recall.json`; returns whether it was finished."""
     source = open_source(data, config.image_size)
-    claim(run_dir, config, resume)
+    claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
     model = ImageTextModel(config.shape)
     trainer = ImageTextTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed))
     if not run_stage(trainer, run_dir / "image-text", config.training.steps, config.save_every, report, interrupt):
         return False
-    (run_dir / "recall.json").write_text(json.dumps(trainer.report(), indent=1) + "\n")
     write_atomically(run_dir / "model", lambda p: save_image_text(p, model))
+    write_text(run_dir / "recall.json", json.dumps(trainer.report(), indent=1) + "\n")
     return True
 
 
@@ -188,7 +195,7 @@ def pretrain_classifier(
 ) -> bool:
     """Train a classifier in `run_dir`, whose `model/` is the result; returns whether it was finished."""
     source = open_source(data, config.image_size)
-    claim(run_dir, config, resume)
+    claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
     names, draw = source.class_names, augmented_scenes
     if isinstance(config, RivalPretrainConfig):
@@ -199,9 +206,9 @@ def pretrain_classifier(
     trainer = ClassifierTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed), draw)
     if not run_stage(trainer, run_dir / "classifier", config.training.steps, config.save_every, report, interrupt):
         return False
-    top1, top5 = trainer.held_out_accuracy()
-    (run_dir / "accuracy.json").write_text(json.dumps({"top1": top1, "top5": top5}) + "\n")
     write_atomically(run_dir / "model", lambda p: save_classifier(p, model))
+    top1, top5 = trainer.held_out_accuracy()
+    write_text(run_dir / "accuracy.json", json.dumps({"top1": top1, "top5": top5}) + "\n")
     return True
 
 
@@ -214,7 +221,7 @@ def pretrain_generator(
         ValueError: the data cannot be read, or the run folder is taken.
     """
     source = open_source(data, config.tokenizer.image_size)
-    claim(run_dir, config, resume)
+    claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
     shape, reader = config.transformer, None
     if isinstance(shape, LlamaGenConfig) and shape.caption_width:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sfumato.evaluation.accuracy import class_accuracy
+from sfumato.evaluation.measurement import write_text
 from sfumato.models.classifier import load_classifier
 from sfumato.models.library import class_names, load, load_part, save_model
 from sfumato.rewards import build_reward
@@ -21,6 +22,7 @@ from sfumato.training.checkpoint import (
     Interrupt,
     catch_interrupt,
     check_writable,
+    fingerprint,
     load_state,
     remove,
     save_state,
@@ -48,7 +50,7 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
         folder.check(config, resume)
         check_request(config, class_names(config.model))
         reward = build_reward(config.reward)
-        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)) if config.held_out else None
+        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)).require_thresholds() if config.held_out else None
         policy = load(
             config.model,
             weights=config.weights,
@@ -91,6 +93,8 @@ class Run:
             self.draw_samples(0)
             self.measure("before")
             self.measure_held_out(0)
+        elif self.picture_due(first) and not folder.sample_path(first).exists():  # stopped between the two
+            self.draw_samples(first)
         with view.open() if workers.is_main else nullcontext():
             for step in range(first, config.steps):
                 try:
@@ -106,10 +110,10 @@ class Run:
                 if signs:
                     view.note(f"Step {step + 1}: signs of reward hacking: the reward rose, but {'; '.join(signs)}.")
                 stop = workers.any(bool(interrupt) or (bool(signs) and config.stop_when_hacking))
-                if (step + 1) % config.sample_every == 0 or step + 1 == config.steps:
-                    self.draw_samples(step + 1)
                 if (step + 1) % config.save_every == 0 or step + 1 == config.steps or stop:
                     folder.save(self.algorithm, step + 1, config.keep_checkpoints)
+                if self.picture_due(step + 1):
+                    self.draw_samples(step + 1)
                 if stop and step + 1 < config.steps:
                     if workers.is_main:
                         view.note(f"Stopped after step {step + 1}, saved in {folder.path}; go on with --resume.")
@@ -118,6 +122,10 @@ class Run:
         if metrics_file is not None:
             metrics_file.close()
         return True
+
+    def picture_due(self, step: int) -> bool:
+        """Whether the fixed set is drawn after so many steps."""
+        return step % self.config.sample_every == 0 or step == self.config.steps
 
     def probe_reward(self) -> None:
         """Score two images before any long work, so that a broken reward is found at once."""
@@ -181,7 +189,7 @@ class Run:
         }
         path = self.folder.path / "fixed_set.jsonl"
         kept = [row for row in read_lines(path) if row["step"] < step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in [*kept, line]))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, line]))
 
     def measure(self, moment: str) -> None:
         """Rewards, and class accuracy where a classifier is at hand, of fresh images; into `evaluation.json`."""
@@ -201,7 +209,7 @@ class Run:
             result |= {"class_accuracy_top1": accuracy.top1, "class_accuracy_top5": accuracy.top5}
         results = json.loads(path.read_text()) if path.exists() else {}
         results[moment] = result
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(path, json.dumps(results, indent=1) + "\n")
         text = "  ".join(f"{name} {value:.3f}" for name, value in result.items() if name != "images")
         self.console.print(f"{moment:>6}: {text}  (on {len(images)} fresh images)", highlight=False, soft_wrap=True)
 
@@ -231,6 +239,9 @@ class RunFolder:
             before, now = json.loads(saved.read_text()), json.loads(json.dumps(dataclasses.asdict(config)))
             # Settings that the run's version did not have yet are not held against it.
             different = sorted(k for k in now.keys() & before.keys() - {"steps", "device"} if before[k] != now[k])
+            done = [int(checkpoint.name.removeprefix("step-")) for checkpoint in self.checkpoints()]
+            if done and config.steps < done[-1]:
+                raise ValueError(f"steps: {config.steps} are fewer than the {done[-1]} done; give as many or more")
             if different:
                 name = different[0]
                 raise ValueError(
@@ -247,7 +258,7 @@ class RunFolder:
         """Make the folder and write the resolved config."""
         if self.writes:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (self.path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+            write_text(self.path / "config.json", json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
     def sample_path(self, step: int) -> Path:
         """Picture of the fixed classes and seeds after `step` steps."""
@@ -260,7 +271,8 @@ class RunFolder:
 
         def write(folder: Path) -> None:
             save_model(folder / "model", algorithm.policy.generator)
-            save_state(folder / "state.pt", {**algorithm.state(), "step": step})
+            base = fingerprint(algorithm.reference.generator.transformer)
+            save_state(folder / "state.pt", {**algorithm.state(), "step": step, "base": base})
 
         write_atomically(self.path / f"checkpoints/step-{step:06d}", write)
         for old in self.checkpoints()[:-keep]:
@@ -271,11 +283,19 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("step-*"))
 
     def restore(self, algorithm: GRPO) -> int:
-        """Load the newest checkpoint; returns the number of steps it has behind it, 0 if there is none."""
+        """Load the newest checkpoint; returns the number of steps it has behind it, 0 if there is none.
+
+        Raises:
+            ValueError: the base model is not what it was, so that the KL would be to another one.
+        """
         if not self.checkpoints():
             return 0
         newest = self.checkpoints()[-1]
         state = load_state(newest / "state.pt")
+        base = fingerprint(algorithm.reference.generator.transformer)
+        if state.get("base", base) != base:
+            model = algorithm.config.model
+            raise ValueError(f"model: {model} is not what it was when the run began; put its weights back to resume")
         algorithm.policy.generator.transformer.load_state_dict(load_part(newest / "model", "transformer"))
         algorithm.load_state(state)
         return state["step"]

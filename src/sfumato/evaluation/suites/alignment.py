@@ -41,7 +41,7 @@ class Alignment:
             raise ValueError("rewards: none is given and no classifier; there is nothing to measure, give one")
         if self.seen and self.classifier is None:
             raise ValueError("seen: the classifier knows the classes; give one")
-        reward = build_reward(dict.fromkeys(self.rewards, 1.0)) if self.rewards else None
+        reward = build_reward(dict.fromkeys(self.rewards, 1.0)).require_thresholds() if self.rewards else None
         recognition = None if self.classifier is None else load_recogniser(self.classifier, device)
         if recognition is not None:
             find_classes(self.seen, recognition.class_names)

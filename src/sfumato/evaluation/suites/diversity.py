@@ -39,6 +39,8 @@ class Diversity:
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.per_class < 2:
             raise ValueError(f"per_class: {self.per_class} is too small; a distance needs at least 2")
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours: {self.neighbours} is too small; give at least 1")
         extract = load_extractor(self.extractor, self.extractor_weights, device)
         real = None
         if self.reference is not None:
@@ -46,6 +48,8 @@ class Diversity:
 
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
+            if not all(images.conditions.names):
+                raise ValueError(f"target: the classes of {target.name} are unknown; give a sub-folder for each")
             found = features_of(images, extract, target.folder / "features", self.drawing.batch_size).pooled
             distances = class_distances(found, images.conditions.labels.cpu())
             if not len(distances):

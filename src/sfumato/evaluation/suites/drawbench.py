@@ -34,7 +34,7 @@ class DrawBench:
         if self.prompts is None:
             raise ValueError("prompts: none are given; give a file of captions, such as DrawBench's table as .csv")
         prompts = first_prompts(self.prompts, self.first, self.per_prompt)
-        reward = build_reward(dict.fromkeys(self.rewards, 1.0))
+        reward = build_reward(dict.fromkeys(self.rewards, 1.0)).require_thresholds()
 
         def ask(generator: Generator, drawing: Drawing) -> Conditions:
             return ask_prompts(generator, drawing, prompts).repeat(self.per_prompt)

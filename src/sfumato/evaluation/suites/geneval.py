@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.data.images import find_images
 from sfumato.data.prompts import Prompt, read_prompts
 from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
 from sfumato.evaluation.geneval import COLOURS, RELATIONS, is_correct, keep, summary
-from sfumato.evaluation.images import StoredImages, batches, find_images
+from sfumato.evaluation.images import StoredImages, batches
 from sfumato.evaluation.measurement import Figure, Measurement, write_text
 from sfumato.evaluation.run import Measure
 from sfumato.evaluation.suites.drawbench import asked, first_prompts

@@ -54,6 +54,8 @@ class ImageNet:
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
             found = features_of(images, extract, target.folder / "features", self.drawing.batch_size)
+            if found.spatial.shape[1] != reference.spatial.shape[1]:
+                raise ValueError(f"target: images of {target.name} and reference differ in size; make them alike")
             own = radii(found.pooled, self.neighbours)
             return {
                 "Inception Score": Figure.mean(inception_score(found.log_probs, self.splits).tolist()),
