@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, m
     command = ["evaluate", str(tiny_model), *options, "--out", str(tmp_path / "out"), "--device", "cpu"]
     whole = diversity.features_of_reference
 
-    def stop(*arguments: object) -> Features:
+    def stop(*arguments: Any) -> Features:
         whole(*arguments)
         raise KeyboardInterrupt
 
