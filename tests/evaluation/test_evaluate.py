@@ -115,12 +115,13 @@ def test_files_that_options_name(tmp_path: Path):
     (tmp_path / "p.txt").write_text("a cat")
     options = {"rewards": [f"{tmp_path}/r.py:f?scale=2", "clip"], "drawing": {"seed": 0, "weights": str(tmp_path)}}
     options["prompts"] = f"{tmp_path}/p.txt"
-    found = named_files(options)
+    found = named_files(options, tmp_path.parent)
     assert set(found) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt", str(tmp_path)}
     (tmp_path / "p.txt").write_text("a dog and a cat")
-    assert {name for name, state in named_files(options).items() if state != found[name]} == {
+    assert {name for name, state in named_files(options, tmp_path.parent).items() if state != found[name]} == {
         f"{tmp_path}/p.txt", str(tmp_path),
     }  # fmt: skip
+    assert set(named_files(options, tmp_path / "out")) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt"}
 
 
 def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -61,7 +61,11 @@ def evaluate(
         names = label(targets)
         found = [Target(name, folder / part, device) for name, part in zip(targets, names, strict=True)]
         options = describe(suite)
-        settings = {"suite": options, "files": named_files(options), "targets": {t.name: t.identity() for t in found}}
+        settings = {
+            "suite": options,
+            "files": named_files(options, folder),
+            "targets": {t.name: t.identity() for t in found},
+        }
         check_folder(folder, settings)
         measure = prepare(suite, device, folder, settings)
         results = {}
@@ -119,15 +123,16 @@ def describe(suite: Suite) -> dict:
     return json.loads(json.dumps({"name": type(suite).__name__, **dataclasses.asdict(suite)}, default=str))
 
 
-def named_files(options: object) -> dict[str, str]:
+def named_files(options: object, out: Path) -> dict[str, str]:
     """The files and folders that options name, also as path.py:function and with options of their own after a ?, each
-    with what changes when it does."""
+    with what changes when it does; not the folder that is written to, nor one that it is in."""
     if isinstance(options, dict | list):
         parts = options.values() if isinstance(options, dict) else options
-        return {name: found for part in parts for name, found in named_files(part).items()}
+        return {name: found for part in parts for name, found in named_files(part, out).items()}
     name = str(options).partition("?")[0]
     paths = [name, name.rpartition(":")[0]] if isinstance(options, str) else []
-    return {path: state(Path(path)) for path in paths if path and os.path.exists(path)}
+    there = [path for path in paths if path and os.path.exists(path)]
+    return {path: state(Path(path)) for path in there if not out.resolve().is_relative_to(Path(path).resolve())}
 
 
 def check_folder(folder: Path, settings: dict) -> None:
