@@ -92,6 +92,14 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path):
     assert FolderImages(tmp_path, 8).class_names == ("cat",)
 
 
+def test_numbers_in_names_count_as_numbers(tmp_path: Path):
+    names = ["1.png", "2.png", "10.png", "a2/1.png", "a10/1.png", "b1.png", "b.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, (1, 2, 3))
+    assert [str(file.relative_to(tmp_path)) for file in find_images(tmp_path)] == names
+
+
 def test_captions_of_another_encoding(tmp_path: Path):
     save(tmp_path / "1.png", (1, 2, 3))
     (tmp_path / "1.txt").write_bytes("café".encode("latin-1"))

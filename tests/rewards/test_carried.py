@@ -49,7 +49,7 @@ def test_edit_distance():
 
 
 def test_text_that_is_wanted():
-    captions = ("it's a dog's sign", "‘OPEN’ and “24 h”", 'a "big" "sale"')
+    captions = ("it's the dogs' sign and the cats' toy", "a cat's sign that says ‘OPEN’ and “24 h”", 'a "big" "sale"')
     conditions = replace(tiny_conditions([0, 1, 2]), captions=captions)
     assert [wanted_text(conditions, n) for n in range(3)] == ["", "OPEN 24 h", "big sale"]
 

@@ -5,6 +5,7 @@ draws from it and its tokens can be cached once for the generator.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,9 +74,16 @@ class FolderImages:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by path; hidden files, and all in hidden folders, are left out."""
+    """The image files below a folder, by path, numbers by their value (2.png before 10.png); hidden files, and all in
+    hidden folders, are left out."""
     found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    shown = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    return sorted(shown, key=lambda path: [numbers_by_value(part) for part in path.parts])
+
+
+def numbers_by_value(name: str) -> list[str | int]:
+    """A key to sort names by, in which runs of digits count as numbers."""
+    return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def read_rgb(path: Path, field: str) -> Image.Image:

@@ -83,6 +83,6 @@ def emoji_t2i_clip() -> GRPOConfig:
         steps=40,
         labels_per_step=8,
         minibatch_size=32,
-        learning_rate=3e-4,
+        learning_rate=1.5e-4,
         warmup_steps=3,
     )
