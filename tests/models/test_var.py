@@ -143,16 +143,17 @@ def test_smooth_samples_depend_on_the_seed_alone():
     assert (other[0] - images[1]).abs().max() > 1e-2
 
 
-def test_smooth_samples_by_hand(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_smooth_samples_by_hand(temperature: float, monkeypatch: pytest.MonkeyPatch):
     generator, conditions, seen = tiny_var(), tiny_conditions([3]), []
     decode = generator.decode
     monkeypatch.setattr(generator, "decode", lambda weights: (seen.append(weights), decode(weights))[1])
-    sample_smooth(generator, conditions, torch.tensor([5]))
+    sample_smooth(generator, conditions, torch.tensor([5]), temperature=temperature)
     rng, state = np.random.default_rng(5), generator.start(conditions)
     # Of two scales the first has progress 0 and the last 1: temperatures 0.27 and 0.05 · 0.27.
-    first = generator.step(state, None).detach()
+    first = generator.step(state, None).detach() / temperature
     first = ((first + torch.from_numpy(rng.gumbel(size=(1, 16)))) / 0.27).softmax(-1).float()
-    last = generator.step(state, first).detach()
+    last = generator.step(state, first).detach() / temperature
     last = ((2 * last + torch.from_numpy(rng.gumbel(size=(4, 16)))) / 0.0135).softmax(-1).float()
     torch.testing.assert_close(seen[0], torch.cat([first, last], dim=1), rtol=0, atol=1e-4)
     assert first.max() < 0.999
