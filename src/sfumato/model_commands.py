@@ -91,8 +91,8 @@ class Sample(InferenceOptions):
         if not self.prompts:
             raise ValueError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
         captions = list(self.prompts)
-        if len(captions) == 1 and os.path.isfile(find_prompts(captions[0])):
-            captions = [prompt.caption for prompt in read_prompts(find_prompts(captions[0]))]
+        if len(captions) == 1 and os.path.isfile(file := find_prompts(captions[0])):
+            captions = [prompt.caption for prompt in read_prompts(file)]
         reader = load_text_encoder(self.text_encoder or generator.text_encoder, device)
         return caption_conditions(captions, reader.encode, generator.longest_caption)
 

@@ -6,14 +6,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import tyro
-from PIL import ExifTags, Image
 from rich.console import Console
 from rich.table import Table
 
@@ -130,26 +129,15 @@ def score_files(
     reward: WeightedSum, files: list[Path], caption: str | None, label: int, device: torch.device, batch_size: int = 32
 ) -> Iterator[tuple[Path, float]]:
     """Every file and its score, NaN for none; neighbours of equal size are scored together."""
-    for _, neighbours in groupby(files, picture_size):
-        same = list(neighbours)
-        for first in range(0, len(same), batch_size):
-            batch = same[first : first + batch_size]
-            images = torch.stack([read_picture(path) for path in batch]).to(device)
+    pictures = ((path, read_picture(path)) for path in files)
+    for _, neighbours in groupby(pictures, lambda pair: pair[1].shape):
+        while pairs := list(islice(neighbours, batch_size)):
+            batch = [path for path, _ in pairs]
+            images = torch.stack([picture for _, picture in pairs]).to(device)
             captions = tuple(caption if caption is not None else path.resolve().parent.name for path in batch)
             labels = torch.full((len(batch),), label, device=device)
             total, _ = reward(images, Conditions(labels=labels, names=captions, captions=captions))
             yield from zip(batch, total.tolist(), strict=True)
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height of the upright picture."""
-    try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            width, height = picture.size
-            return (height, width) if turned else (width, height)
-    except OSError as error:
-        raise ValueError(f"images: {path} cannot be read ({error}); leave it out") from error
 
 
 def read_picture(path: Path) -> torch.Tensor:

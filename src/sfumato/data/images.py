@@ -86,23 +86,32 @@ def numbers_by_value(name: str) -> list[str | int]:
     return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A copy as RGB: upright, 16 bits reduced to 8, transparent parts on white.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    if picture.mode == "RGB":
+        return picture.copy()
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
 def read_rgb(path: Path, field: str) -> Image.Image:
-    """An image file as RGB: upright, 16 bits reduced to 8, transparent parts on white.
+    """An image file as RGB (`to_rgb`).
 
     Raises:
         ValueError: the file is no image, or has floating-point pixels; the message begins with `field`.
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            elif image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers")
-            if image.mode != "RGB":
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-            return image.copy()
+            return to_rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow has them all
         raise ValueError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sfumato.files import write_text
+
 RESAMPLES = 1000
 """of a bootstrap"""
 LEVEL = 0.95
@@ -73,10 +75,3 @@ def read_measurement(path: Path) -> Measurement:
     """What `write_measurement` wrote."""
     figures = json.loads(path.read_text())
     return {name: Figure(figure["value"], tuple(figure["parts"])) for name, figure in figures.items()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file that is complete or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)

@@ -13,9 +13,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from sfumato.evaluation.measurement import Measurement, read_measurement, write_measurement, write_text
+from sfumato.evaluation.measurement import Measurement, read_measurement, write_measurement
 from sfumato.evaluation.tables import Results, to_json, to_latex, to_markdown
-from sfumato.evaluation.targets import Target, state
+from sfumato.evaluation.targets import Target
+from sfumato.files import state, write_text
 
 Measure = Callable[[Target], Measurement]
 """What a suite does with one target."""
@@ -44,12 +45,18 @@ class Plotted(Suite, Protocol):
 
 
 def evaluate(
-    suite: Suite, targets: Sequence[str], out: Path | None, device: torch.device, say: Callable[[str], None]
+    suite: Suite,
+    targets: Sequence[str],
+    out: Path | None,
+    device: torch.device,
+    say: Callable[[str], None],
+    option: str = "out",
 ) -> Results:
     """Measure all targets; with `out`, write the results there, and go on where an earlier call stopped.
 
     `out` then has `evaluation.json` (what is measured), a folder a target (its images, and `measurement.json`), and
-    `results.json`, `results.md` and `results.tex`, and of a suite that is `Plotted` `results.png`.
+    `results.json`, `results.md` and `results.tex`, and of a suite that is `Plotted` `results.png`. What is wrong with
+    `out` is said of the `option` that named it.
 
     Raises:
         ValueError: an option or a target is wrong, or `out` holds something else.
@@ -66,7 +73,7 @@ def evaluate(
             "files": named_files(options, folder),
             "targets": {t.name: t.identity() for t in found},
         }
-        check_folder(folder, settings)
+        check_folder(folder, settings, option)
         measure = prepare(suite, device, folder, settings)
         results = {}
         for target, name in zip(found, names, strict=True):
@@ -135,7 +142,7 @@ def named_files(options: object, out: Path) -> dict[str, str]:
     return {path: state(Path(path)) for path in there if not out.resolve().is_relative_to(Path(path).resolve())}
 
 
-def check_folder(folder: Path, settings: dict) -> None:
+def check_folder(folder: Path, settings: dict, option: str) -> None:
     """Refuse to write into another evaluation, or another thing altogether.
 
     Raises:
@@ -144,14 +151,14 @@ def check_folder(folder: Path, settings: dict) -> None:
     saved = folder / "evaluation.json"
     if not saved.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"out: {folder} is not empty and holds no evaluation; choose another --out")
+            raise ValueError(f"{option}: {folder} is not empty and holds no evaluation; choose another --{option}")
         return
     before, now = (flat(json.loads(text)) for text in (saved.read_text(), json.dumps(settings)))
     for name in {**now, **before}:
         if before.get(name) != now.get(name):
             raise ValueError(
-                f"out: {folder} holds an evaluation with {name} {before.get(name)!r}, not {now.get(name)!r}; "
-                "choose another --out"
+                f"{option}: {folder} holds an evaluation with {name} {before.get(name)!r}, not {now.get(name)!r}; "
+                f"choose another --{option}"
             )
 
 

@@ -1,10 +1,10 @@
 """Measurements of several targets side by side: JSON, Markdown and LaTeX."""
 
 import json
-import math
 from collections.abc import Mapping
 
 from sfumato.evaluation.measurement import Interval, Measurement
+from sfumato.files import finite
 
 Results = Mapping[str, Measurement]
 """Measurements by target; the first is what the others are compared with."""
@@ -22,16 +22,11 @@ def to_json(results: Results) -> str:
     for target, measurement in results.items():
         rows = table[target] = {}
         for name, figure in measurement.items():
-            rows[name] = {"value": known(figure.value), "interval": figure.interval(), "parts": len(figure.parts)}
+            rows[name] = {"value": figure.value, "interval": figure.interval(), "parts": len(figure.parts)}
             if measurement is not first and name in first:
                 difference, interval = figure.difference(first[name])
-                rows[name] |= {"difference": known(difference), "difference_interval": interval}
-    return json.dumps(table, indent=1, allow_nan=False) + "\n"
-
-
-def known(value: float) -> float | None:
-    """The number, or None for NaN, which JSON has not."""
-    return None if math.isnan(value) else value
+                rows[name] |= {"difference": difference, "difference_interval": interval}
+    return json.dumps(finite(table), indent=1, allow_nan=False) + "\n"
 
 
 def to_markdown(results: Results) -> str:

@@ -1,6 +1,5 @@
 """What is evaluated: a model, which draws with fixed seeds, or images that are there."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from sfumato.data.images import find_images
 from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number
+from sfumato.files import state
 from sfumato.inference import InferenceOptions
 from sfumato.models.library import find_model, load, locate
 from sfumato.models.releases import RELEASES
@@ -44,15 +44,6 @@ PLAIN = Drawing(guidance=0.0, temperature=1.0, top_k=0, top_p=0.0)
 
 Ask = Callable[[Generator, Drawing], Conditions]
 """What a generator is asked to draw: one condition an image, on the CPU."""
-
-
-def state(path: Path) -> str:
-    """What changes when a file does, or any file in a folder: path, size and time."""
-    if not path.is_dir():
-        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256("\n".join(map(state, files)).encode()).hexdigest()[:16]
-    return f"{path.resolve()} {len(files)} files {digest}"
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,9 @@ def reproduce(
         for suite_name, suite in experiment.suites.items():
             console.print(f"{name}: measuring {suite_name}, {moment} training", highlight=False, soft_wrap=True)
             folder = work / "evaluations" / name / suite_name / moment
-            try:
-                results = evaluate(suite, list(targets.values()), folder, torch.device(device), lambda line: None)
-            except ValueError as error:  # the folder is not the user's to name
-                advice = str(error).replace("choose another --out", "remove it, or choose another --work")
-                raise ValueError(advice) from error
+            results = evaluate(
+                suite, list(targets.values()), folder, torch.device(device), lambda line: None, option="work"
+            )
             measured[suite_name] = dict(zip(targets, results.values(), strict=True))
         return measured
 

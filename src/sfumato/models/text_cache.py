@@ -22,6 +22,7 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.files import state
 from sfumato.models.text import TextEncoder
 
 FORMAT = 2
@@ -95,7 +96,8 @@ def cache_features(
         ValueError: the features are beyond half precision, or an existing cache is damaged; or of `make_reader`.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
-    digest = hashlib.sha256(json.dumps([FORMAT, identity(name), distinct]).encode()).hexdigest()[:16]
+    encoder = state(Path(name)) if Path(name).is_dir() else name
+    digest = hashlib.sha256(json.dumps([FORMAT, encoder, distinct]).encode()).hexdigest()[:16]
     cache = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[-60:].strip('-')}-{digest}"
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_name(f"{cache.name}.lock")):
@@ -111,18 +113,6 @@ def cache_features(
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
     return CachedReader(cache)
-
-
-def identity(name: str) -> list[str | int]:
-    """What changes when the encoder does: its name, and of a folder its path, and its files with sizes and times."""
-    if not Path(name).is_dir():
-        return [name]
-    files = sorted(file for file in Path(name).rglob("*") if file.is_file())
-    return [str(Path(name).resolve()), *(part for file in files for part in _state(file))]
-
-
-def _state(file: Path) -> tuple[str, int, int]:
-    return file.name, file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _write(

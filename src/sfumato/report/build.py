@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from sfumato.evaluation.measurement import write_text
 from sfumato.evaluation.run import label
-from sfumato.report.folders import Row, differences, finite, read_evaluation, read_run
+from sfumato.files import finite, write_text
+from sfumato.report.folders import Row, differences, read_evaluation, read_run
 
 HERE = Path(__file__).parent
 MARK = '<meta name="generator" content="sfumato report">'

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -172,12 +171,3 @@ def read_object(path: Path) -> Row:
     if not isinstance(found, dict):
         raise ValueError(f"run: {path} holds no JSON object; mend it or leave the folder out")
     return found
-
-
-def finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON has not: None in their place."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from sfumato.data.images import to_rgb
 from sfumato.rewards.preprocessing import to_bytes
 from sfumato.rollout import Conditions
 
@@ -102,10 +103,7 @@ def read_picture(number: int, text: Any) -> Image.Image:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as picture:
             if max(picture.size) > LARGEST_SIDE:
                 raise ValueError(f"{picture.size} is larger than {LARGEST_SIDE} pixels")
-            if picture.mode == "RGB":
-                return picture.copy()
-            picture = picture.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+            return to_rgb(picture)
     except MALFORMED as error:
         raise ValueError(f"images: number {number} is not a PNG file in base64 ({error})") from error
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.evaluation.accuracy import class_accuracy
-from sfumato.evaluation.measurement import write_text
+from sfumato.files import write_text
 from sfumato.models.classifier import Classifier
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics

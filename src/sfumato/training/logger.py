@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 from tensorboardX import SummaryWriter
 
-from sfumato.evaluation.measurement import write_text
+from sfumato.files import write_text
 
 
 class MetricsFile:

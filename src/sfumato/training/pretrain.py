@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
-from sfumato.evaluation.measurement import write_text
+from sfumato.files import write_text
 from sfumato.inference import Inference
 from sfumato.models.classifier import (
     Classifier,
@@ -22,7 +22,7 @@ from sfumato.models.classifier import (
     save_classifier,
 )
 from sfumato.models.image_text import ImageTextConfig, ImageTextModel, save_image_text
-from sfumato.models.library import build_generator, family_of, load_part, locate, save_model
+from sfumato.models.library import build_generator, family_of, load_part, locate, read_config, save_model
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.text import load_text_encoder
 from sfumato.models.var import VAR, VARConfig
@@ -264,7 +264,7 @@ def take_over(generator: VAR | LlamaGen, folder: Path) -> None:
     Raises:
         ValueError: none agree.
     """
-    same_family = json.loads((folder / "config.json").read_text())["family"] == family_of(generator)
+    same_family = read_config(folder)["family"] == family_of(generator)
     taken = 0
     for part in ("tokenizer", "transformer") if same_family else ("tokenizer",):
         own = getattr(generator, part).state_dict()

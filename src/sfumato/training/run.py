@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from sfumato.evaluation.accuracy import class_accuracy
-from sfumato.evaluation.measurement import write_text
+from sfumato.files import write_text
 from sfumato.models.classifier import load_classifier
 from sfumato.models.library import class_names, load, load_part, save_model
 from sfumato.rewards import build_reward

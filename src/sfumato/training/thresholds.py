@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sfumato.evaluation.measurement import write_text
+from sfumato.files import write_text
 from sfumato.rewards import WeightedSum
 from sfumato.rollout import Conditions
 

@@ -15,10 +15,11 @@ from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
 from sfumato.evaluation.geneval import COLOURS, RELATIONS, is_correct, keep, summary
 from sfumato.evaluation.images import StoredImages, batches
-from sfumato.evaluation.measurement import Figure, Measurement, write_text
+from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
 from sfumato.evaluation.suites.drawbench import asked, first_prompts
 from sfumato.evaluation.targets import Drawing, Target
+from sfumato.files import write_text
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
 
