@@ -145,6 +145,7 @@ def test_values_of_curves_by_pointer_and_by_key(report: Report, visit: Callable[
     page = visit(report.path)
     plot = page.get_by_role("slider", name="Reward, mean of a step")
     values = page.locator("#curves figure").first.locator(".values")
+    plot.locator("path").first.wait_for(state="attached")  # drawn once the page knows its size
     assert plot.locator("path").count() == 2
     plot.focus()
     page.keyboard.press("Home")
