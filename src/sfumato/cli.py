@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from sfumato import model_commands, report_command, reward_commands
+from sfumato.errors import UserError
 from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
 from sfumato.experiment_commands import Reproduce
 from sfumato.experiments import EXPERIMENTS
@@ -26,7 +28,7 @@ from sfumato.training.config import GRPOConfig
 from sfumato.training.memory import keep_freed_memory
 from sfumato.training.pretrain import AnyPretrainConfig, pretrain
 
-FINISHED, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
 """exit statuses"""
 
 
@@ -125,7 +127,7 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
     """The command that the arguments ask for; None if they asked for a list that is now printed.
 
     Raises:
-        ValueError: there is no such command or recipe.
+        UserError: there is no such command or recipe.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         list_choices(
@@ -158,7 +160,7 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
         experiment = choose("reproduce", "experiment", rest, EXPERIMENTS)
         return None if experiment is None else parse_options(Reproduce, name, rest, None)
     if name not in OTHERS:
-        raise ValueError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
+        raise UserError(f"command: there is no {name!r}; {suggest(name, COMMANDS)}")
     return parse_options(OTHERS[name][0], name, rest, None)
 
 
@@ -171,7 +173,7 @@ def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
 
     def parse_pairs(arguments: list[str]) -> dict[str, float]:
         if len(arguments) % 2:
-            raise ValueError(f"{' '.join(arguments)} are not pairs of a name and its weight")
+            raise UserError(f"{' '.join(arguments)} are not pairs of a name and its weight")
         return {name: float(weight) for name, weight in zip(arguments[::2], arguments[1::2], strict=True)}
 
     if info.type != dict[str, float]:
@@ -189,7 +191,7 @@ def parse_options(command: type, name: str, arguments: list[str], defaults: obje
     """Typed options of a command, with help from its docstrings.
 
     Raises:
-        ValueError: an option is unknown, missing or malformed; in one line, where tyro would draw a box.
+        UserError: an option is unknown, missing or malformed; in one line, where tyro would draw a box.
     """
     default = tyro.MISSING_NONPROP if defaults is None else defaults
     complaint = io.StringIO()
@@ -203,7 +205,7 @@ def parse_options(command: type, name: str, arguments: list[str], defaults: obje
             raise
         problem, suggestions = read_complaint(complaint.getvalue())
         hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions and "nrecognized" in problem else ""
-        raise ValueError(f"{problem}{hint}; see sfumato {name} --help") from None
+        raise UserError(f"{problem}{hint}; see sfumato {name} --help") from None
 
 
 def read_complaint(box: str) -> tuple[str, list[str]]:
@@ -229,7 +231,7 @@ def choose(command: str, kind: str, arguments: list[str], choices: Mapping[str, 
     """The choice named first, or None after listing them all with their lines.
 
     Raises:
-        ValueError: there is no such choice.
+        UserError: there is no such choice.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         usage = f"sfumato {command} {kind.upper()}"
@@ -237,7 +239,7 @@ def choose(command: str, kind: str, arguments: list[str], choices: Mapping[str, 
         list_choices(f"{usage} ...", f"`{usage} --help` lists the options of one.", lines)
         return None
     if arguments[0] not in choices:
-        raise ValueError(f"{kind}: there is no {arguments[0]!r}; {suggest(arguments[0], choices)}")
+        raise UserError(f"{kind}: there is no {arguments[0]!r}; {suggest(arguments[0], choices)}")
     return arguments[0]
 
 
@@ -245,18 +247,18 @@ def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
     """The suite that `--suite NAME` asks for, and the other arguments; accuracy if there is none.
 
     Raises:
-        ValueError: there is no such suite.
+        UserError: there is no such suite.
     """
     name, rest = take_option("suite", "accuracy", arguments)
     if name not in SUITES:
-        raise ValueError(f"suite: there is no {name!r}; {suggest(name, SUITES)}")
+        raise UserError(f"suite: there is no {name!r}; {suggest(name, SUITES)}")
     suite = SUITES[name]()
     if isinstance(suite, GuidanceSweep):
         name, rest = take_option("of", "accuracy", rest)
         inner = SUITES[name]() if name in SUITES else suite
         if isinstance(inner, GuidanceSweep):
             known = [known for known, kind in SUITES.items() if kind is not GuidanceSweep]
-            raise ValueError(f"of: there is no suite {name!r} to sweep; give one of {', '.join(known)}")
+            raise UserError(f"of: there is no suite {name!r} to sweep; give one of {', '.join(known)}")
         suite = dataclasses.replace(suite, of=inner)
     return suite, rest
 
@@ -288,12 +290,17 @@ def list_choices(usage: str, text: str, choices: Mapping[str, str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point. Exit status: 0 done, 2 bad input, 130 interrupted with everything saved, 1 anything else."""
+    """Entry point. Exit status: 0 done, 2 bad input, 130 interrupted with everything saved, 1 a bug.
+
+    Bad input is one line; a bug shows its traceback. `SFUMATO_DEBUG=1` shows the traceback of both.
+    """
     keep_freed_memory()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         return FINISHED if command is None else command()
-    except (ValueError, OSError) as error:
+    except UserError as error:
+        if os.environ.get("SFUMATO_DEBUG", "") not in ("", "0"):
+            raise
         print("sfumato:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201 (one line, whatever it holds)
         return BAD_INPUT
     except KeyboardInterrupt:

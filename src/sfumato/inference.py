@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 
+from sfumato.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
@@ -19,10 +21,10 @@ class Inference:
     def __post_init__(self):
         for name in ("guidance", "top_k"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative; give 0 for none, or a positive number")
+                raise UserError(f"{name}: {getattr(self, name)} is negative; give 0 for none, or a positive number")
         check_temperature(self.temperature)
         if not 0 <= self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} is not between 0 and 1")
+            raise UserError(f"top_p: {self.top_p} is not between 0 and 1")
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', '-')} {value:g}" for name, value in asdict(self).items() if value)
@@ -32,10 +34,10 @@ def check_temperature(temperature: float) -> None:
     """Refuse what logits cannot be divided by.
 
     Raises:
-        ValueError: it is not above 0.
+        UserError: it is not above 0.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature: {temperature} must be above 0 (1 draws from the model as it was trained)")
+        raise UserError(f"temperature: {temperature} must be above 0 (1 draws from the model as it was trained)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class InferenceOptions:
         """A model's settings with what is asked for in their place.
 
         Raises:
-            ValueError: a setting is out of range.
+            UserError: a setting is out of range.
         """
         asked = {setting.name: getattr(self, setting.name) for setting in fields(Inference)}
         return replace(own, **{name: value for name, value in asked.items() if value is not None})

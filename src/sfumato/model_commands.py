@@ -9,6 +9,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from sfumato.errors import UserError
 from sfumato.inference import InferenceOptions
 from sfumato.policy import Generator, drawing_policy
 from sfumato.rollout import Conditions
@@ -49,9 +50,9 @@ class Sample(InferenceOptions):
         from sfumato.training.pictures import grid, save_png
 
         if self.count < 1:
-            raise ValueError(f"count: {self.count} images; give at least 1")
+            raise UserError(f"count: {self.count} images; give at least 1")
         if self.out.suffix.lower() != ".png":
-            raise ValueError(f"out: {self.out} is not a .png file; name one")
+            raise UserError(f"out: {self.out} is not a .png file; name one")
         check_writable("out", self.out.parent)
         device = join(self.device).device
         loaded = load(self.model, weights=self.weights, tokenizer=self.tokenizer, device=device).generator
@@ -63,7 +64,7 @@ class Sample(InferenceOptions):
 
         if self.smooth:
             if not isinstance(generator, VAR):
-                raise ValueError(f"smooth: {self.model} is no VAR; leave the option out")
+                raise UserError(f"smooth: {self.model} is no VAR; leave the option out")
             parts = torch.arange(len(conditions)).split(32)
             pictures = torch.cat(
                 [sample_smooth(generator, conditions[i], seeds[i], keep, policy.temperature) for i in parts]
@@ -83,13 +84,13 @@ class Sample(InferenceOptions):
 
         if not generator.text_encoder:
             if self.prompts:
-                raise ValueError(f"prompts: {self.model} draws classes, not captions; give --classes")
+                raise UserError(f"prompts: {self.model} draws classes, not captions; give --classes")
             names = generator.class_names
             return class_conditions(find_classes(self.classes, names) or spread(len(names), 16), names)
         if self.classes:
-            raise ValueError(f"classes: {self.model} reads captions; give --prompts")
+            raise UserError(f"classes: {self.model} reads captions; give --prompts")
         if not self.prompts:
-            raise ValueError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
+            raise UserError(f'prompts: {self.model} reads captions; give some, such as --prompts "red apple"')
         captions = list(self.prompts)
         if len(captions) == 1 and os.path.isfile(file := find_prompts(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(file)]
@@ -109,7 +110,7 @@ class Classes:
 
         names = class_names(self.model)
         if not names:
-            raise ValueError(f"model: {self.model} reads captions, it has no classes; draw with --prompts")
+            raise UserError(f"model: {self.model} reads captions, it has no classes; draw with --prompts")
         for number, name in enumerate(names):
             Console().print(f"{number:4d}  {name}", highlight=False)
         return 0

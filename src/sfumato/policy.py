@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.inference import Inference, check_temperature
 from sfumato.rollout import Conditions, Rollout
 
@@ -162,7 +163,7 @@ class Policy:
 def uniform_numbers(seeds: Integer[Tensor, " B"], count: int) -> Float[Tensor, "B N"]:
     """`count` uniform numbers in [0, 1) from each seed: the same on every device and in every batch."""
     if (seeds < 0).any():
-        raise ValueError(f"seeds: {int(seeds.min())} is negative; give numbers from 0 up")
+        raise UserError(f"seeds: {int(seeds.min())} is negative; give numbers from 0 up")
     draws = [np.random.default_rng(seed).random(count, dtype=np.float32) for seed in seeds.tolist()]
     return torch.from_numpy(np.stack(draws))
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
+from sfumato.errors import UserError
 from sfumato.rewards import COMPOSITIONS, REWARDS, SERVER, Entry, WeightedSum, build_reward
 from sfumato.rewards.needs import EXTRAS
 from sfumato.rollout import Conditions
@@ -108,7 +109,7 @@ def find_pictures(paths: tuple[Path, ...]) -> list[Path]:
     """The image files among the paths and in the folders among them, sorted within a folder.
 
     Raises:
-        ValueError: a path is not there, or there is no image at all.
+        UserError: a path is not there, or there is no image at all.
     """
     files: list[Path] = []
     for path in paths:
@@ -117,9 +118,9 @@ def find_pictures(paths: tuple[Path, ...]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"images: {path} is not there; give image files or folders")
+            raise UserError(f"images: {path} is not there; give image files or folders")
     if not files:
-        raise ValueError(
+        raise UserError(
             f"images: no {', '.join(sorted(IMAGE_SUFFIXES))} in {', '.join(map(str, paths)) or 'nothing'}; give some"
         )
     return files
@@ -166,9 +167,9 @@ class Serve:
         check_host(self.host, token)
         (name, part), *others = build_reward({self.reward: 1.0}).parts.items()
         if others:
-            raise ValueError(f"reward: {self.reward} is a sum; serve its rewards one by one")
+            raise UserError(f"reward: {self.reward} is a sum; serve its rewards one by one")
         if part.levels and not part.thresholds:
-            raise ValueError(f"reward: {name} has no thresholds; give them, or put the levels where it is used")
+            raise UserError(f"reward: {name} has no thresholds; give them, or put the levels where it is used")
         Console().print(f"{name}: http://{self.host}:{self.port}", highlight=False, soft_wrap=True)
         serve(name, part, host=self.host, port=self.port, token=token, device=str(join(self.device).device))
         return 0

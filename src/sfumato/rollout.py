@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sfumato.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionFeatures:
@@ -57,7 +59,7 @@ class Conditions:
         for field in ("names", "captions", "metadata"):
             if len(getattr(self, field)) != len(self.labels):
                 count = len(getattr(self, field))
-                raise ValueError(f"{field}: {count} {field} for {len(self.labels)} labels; give one each")
+                raise UserError(f"{field}: {count} {field} for {len(self.labels)} labels; give one each")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sfumato.errors import UserError
+
 
 def group_advantages(
     rewards: Float[Tensor, " B"], group_size: int, std_floor: float = 1e-4
@@ -18,12 +20,12 @@ def group_advantages(
         The advantages, and for each of the N groups whether its rewards are all equal (or fewer than two are known).
 
     Raises:
-        ValueError: the group size is below 2 or does not divide the number of images.
+        UserError: the group size is below 2 or does not divide the number of images.
     """
     if group_size < 2:
-        raise ValueError(f"group_size: {group_size} leaves nothing to compare with; give at least 2")
+        raise UserError(f"group_size: {group_size} leaves nothing to compare with; give at least 2")
     if len(rewards) % group_size:
-        raise ValueError(f"group_size: {group_size} does not divide the {len(rewards)} images; give a divisor")
+        raise UserError(f"group_size: {group_size} does not divide the {len(rewards)} images; give a divisor")
     groups = rewards.unflatten(0, (-1, group_size))
     scored = ~groups.isnan()
     count = scored.sum(1, keepdim=True)
@@ -50,7 +52,7 @@ def decoupled_advantages(
         The advantages, and for each of the N groups whether every one of its rewards is equal throughout.
 
     Raises:
-        ValueError: as of `group_advantages`.
+        UserError: as of `group_advantages`.
     """
     unscored = rewards.isnan().any(0)
     parts = [group_advantages(part.masked_fill(unscored, torch.nan), group_size, std_floor) for part in rewards]

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -18,9 +20,9 @@ class LossConfig:
 
     def __post_init__(self):
         if not 0 < self.clip < 1:
-            raise ValueError(f"loss.clip: {self.clip} is not between 0 and 1; the papers use 0.2")
+            raise UserError(f"loss.clip: {self.clip} is not between 0 and 1; the papers use 0.2")
         if self.kl_weight < 0:
-            raise ValueError(f"loss.kl_weight: {self.kl_weight} is negative; give 0 or more")
+            raise UserError(f"loss.kl_weight: {self.kl_weight} is negative; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

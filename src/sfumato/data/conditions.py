@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rollout import CaptionFeatures, Conditions
 
 
@@ -16,27 +17,27 @@ def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
     """The label of a class given by name (any case) or number.
 
     Raises:
-        ValueError: there is no such class; the message names close ones.
+        UserError: there is no such class; the message names close ones.
     """
     text = str(name_or_number).strip().lower()
     if re.fullmatch(r"-?\d+", text):
         label = int(text)
         if 0 <= label < len(class_names):
             return label
-        raise ValueError(f"classes: there is no class number {label}; give 0 to {len(class_names) - 1}, or a name")
+        raise UserError(f"classes: there is no class number {label}; give 0 to {len(class_names) - 1}, or a name")
     lowered = [name.lower() for name in class_names]
     if text in lowered:
         return lowered.index(text)
     close = difflib.get_close_matches(text, lowered, n=3) or [name for name in lowered if text in name][:3]
     hint = f"did you mean {', '.join(map(repr, close))}?" if close else "`sfumato classes MODEL` lists them"
-    raise ValueError(f"classes: there is no class {text!r}; {hint}")
+    raise UserError(f"classes: there is no class {text!r}; {hint}")
 
 
 def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
     """Labels of classes given by name, by number, or as ranges "first-last" with both ends in.
 
     Raises:
-        ValueError: there is no such class, or a range is empty.
+        UserError: there is no such class, or a range is empty.
     """
     labels: list[int] = []
     for item in names_or_ranges:
@@ -44,7 +45,7 @@ def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str
         if ends:
             first, last = (find_class(end, class_names) for end in ends.groups())
             if last < first:
-                raise ValueError(f"classes: the range {item} is empty; give the smaller number first")
+                raise UserError(f"classes: the range {item} is empty; give the smaller number first")
             labels += range(first, last + 1)
         else:
             labels.append(find_class(item, class_names))

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from sfumato.errors import UserError
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -50,10 +52,10 @@ class FolderImages:
     def __init__(self, folder: str | Path, size: int):
         folder = Path(folder)
         if not folder.is_dir():
-            raise ValueError(f"data: {folder} is not a folder; give a folder with one sub-folder of images a class")
+            raise UserError(f"data: {folder} is not a folder; give a folder with one sub-folder of images a class")
         files = find_images(folder)
         if not files:
-            raise ValueError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
+            raise UserError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
         classes = [p.relative_to(folder).parts[0] if p.parent != folder else "image" for p in files]
         self.class_names = tuple(sorted(set(classes)))
         self._labels = torch.tensor([self.class_names.index(c) for c in classes])
@@ -107,20 +109,20 @@ def read_rgb(path: Path, field: str) -> Image.Image:
     """An image file as RGB (`to_rgb`).
 
     Raises:
-        ValueError: the file is no image, or has floating-point pixels; the message begins with `field`.
+        UserError: the file is no image, or has floating-point pixels; the message begins with `field`.
     """
     try:
         with Image.open(path) as file:
             return to_rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow has them all
-        raise ValueError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
+        raise UserError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
 
 
 def _read_caption(path: Path) -> str:
     try:
         return path.read_text("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"data: {path} is not UTF-8; save the file as UTF-8") from error
+        raise UserError(f"data: {path} is not UTF-8; save the file as UTF-8") from error
 
 
 def _read_square(path: Path, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.conditions import Encode, caption_conditions, pick, spread
+from sfumato.errors import UserError
 from sfumato.rollout import Conditions
 
 CAPTION_KEYS = ("caption", "prompt", "text", "Prompts")
@@ -37,22 +38,22 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     All other keys and columns are the prompt's metadata. White space within a caption is reduced to single spaces.
 
     Raises:
-        ValueError: the file is missing, of another kind or broken, or it has no captions or an empty one; the message
+        UserError: the file is missing, of another kind or broken, or it has no captions or an empty one; the message
             names the file, the line (of a `.json` file: the item) and the remedy.
     """
     path = Path(path)
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise ValueError(f"prompts: {path} is not a file; give one of {', '.join(READERS)}")
+        raise UserError(f"prompts: {path} is not a file; give one of {', '.join(READERS)}")
     if path.suffix.lower() not in READERS:
-        raise ValueError(f"prompts: {path} is of no known kind; give a file that ends in {', '.join(READERS)}")
+        raise UserError(f"prompts: {path} is of no known kind; give a file that ends in {', '.join(READERS)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"prompts: {path}, line {line}: this is not UTF-8; save the file as UTF-8") from error
+        raise UserError(f"prompts: {path}, line {line}: this is not UTF-8; save the file as UTF-8") from error
     prompts = [_prompt(item, f"prompts: {path}, {place}") for place, item in READERS[path.suffix.lower()](path, text)]
     if not prompts:
-        raise ValueError(f"prompts: {path} has no captions; write at least one")
+        raise UserError(f"prompts: {path} has no captions; write at least one")
     return prompts
 
 
@@ -78,10 +79,10 @@ class PromptSampler:
             longest: text tokens that the generator takes of a caption; what is beyond is cut off.
 
         Raises:
-            ValueError: there are no prompts.
+            UserError: there are no prompts.
         """
         if not prompts:
-            raise ValueError("prompts: there are none to draw from; give at least one")
+            raise UserError("prompts: there are none to draw from; give at least one")
         self.prompts, self.encode, self.longest = prompts, encode, longest
 
     def next(self, count: int, rng: torch.Generator) -> Conditions:
@@ -114,7 +115,7 @@ def _read_jsonl(path: Path, text: str) -> Items:
             try:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(
+                raise UserError(
                     f"prompts: {path}, line {number}: this is no JSON ({error.msg}); write one object a line"
                 ) from error
 
@@ -123,10 +124,10 @@ def _read_json(path: Path, text: str) -> Items:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"prompts: {path}, line {error.lineno}: this is no JSON ({error.msg}); mend it") from error
+        raise UserError(f"prompts: {path}, line {error.lineno}: this is no JSON ({error.msg}); mend it") from error
     items = found.get("annotations") if isinstance(found, dict) else found
     if not isinstance(items, list):
-        raise ValueError(f'prompts: {path} has no list of captions; give a list, or {{"annotations": [...]}}')
+        raise UserError(f'prompts: {path} has no list of captions; give a list, or {{"annotations": [...]}}')
     for number, item in enumerate(items, start=1):
         yield f"item {number}", item
 
@@ -136,20 +137,20 @@ def _read_csv(path: Path, text: str) -> Items:
     try:
         header = [name.strip() for name in next(rows, [])]
         if not set(CAPTION_KEYS) & set(header):
-            raise ValueError(f"prompts: {path}, line 1: no column is called {_either(CAPTION_KEYS)}; add a header")
+            raise UserError(f"prompts: {path}, line 1: no column is called {_either(CAPTION_KEYS)}; add a header")
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"prompts: {path}, line 1: two columns are called {twice!r}; rename one")
+            raise UserError(f"prompts: {path}, line 1: two columns are called {twice!r}; rename one")
         for row in rows:
             if row and len(row) != len(header):
-                raise ValueError(
+                raise UserError(
                     f"prompts: {path}, line {rows.line_num}: {len(row)} columns where the header has {len(header)}; "
                     "put captions with commas in double quotes"
                 )
             if row:
                 yield f"line {rows.line_num}", dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise ValueError(f"prompts: {path}, line {rows.line_num}: this is no CSV ({error}); mend its quotes") from error
+        raise UserError(f"prompts: {path}, line {rows.line_num}: this is no CSV ({error}); mend its quotes") from error
 
 
 READERS: Mapping[str, Callable[[Path, str], Items]] = {
@@ -169,14 +170,14 @@ def _prompt(item: object, place: str) -> Prompt:
         metadata = {str(key): value for key, value in item.items()}
         key = next((key for key in CAPTION_KEYS if key in metadata), None)
         if key is None:
-            raise ValueError(f"{place}: there is no caption; put it under {_either(CAPTION_KEYS)}")
+            raise UserError(f"{place}: there is no caption; put it under {_either(CAPTION_KEYS)}")
         caption = metadata.pop(key)
     if not isinstance(caption, str):
-        raise ValueError(f"{place}: the caption is {json.dumps(caption)[:40]}; write a string")
+        raise UserError(f"{place}: the caption is {json.dumps(caption)[:40]}; write a string")
     if any("\ud800" <= character <= "\udfff" for character in caption):
-        raise ValueError(f"{place}: the caption has half of a character (a lone surrogate); write it whole")
+        raise UserError(f"{place}: the caption has half of a character (a lone surrogate); write it whole")
     if not caption.strip():
-        raise ValueError(f"{place}: the caption is empty; write one or remove the line")
+        raise UserError(f"{place}: the caption is empty; write one or remove the line")
     return Prompt(" ".join(caption.split()), metadata)
 
 

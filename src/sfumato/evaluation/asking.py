@@ -6,6 +6,7 @@ import torch
 
 from sfumato.data.conditions import caption_conditions, class_conditions, spread
 from sfumato.data.prompts import Prompt
+from sfumato.errors import UserError
 from sfumato.evaluation.targets import Drawing
 from sfumato.models.text import load_text_encoder
 from sfumato.policy import Generator
@@ -23,10 +24,10 @@ def ask_prompts(generator: Generator, drawing: Drawing, prompts: Sequence[Prompt
     """Conditions for captions, in their order.
 
     Raises:
-        ValueError: the model draws classes.
+        UserError: the model draws classes.
     """
     if not generator.text_encoder:
-        raise ValueError("prompts: the model draws classes, not captions; leave the option out, or give another target")
+        raise UserError("prompts: the model draws classes, not captions; leave the option out, or give another target")
     device = next(generator.transformer.parameters()).device
     reader = load_text_encoder(drawing.text_encoder or generator.text_encoder, device)
     captions, metadata = [p.caption for p in prompts], [p.metadata for p in prompts]
@@ -37,7 +38,7 @@ def ask_evenly(generator: Generator, drawing: Drawing, prompts: Sequence[Prompt]
     """`count` conditions: the captions in turn, or as many of them spread evenly; no others are read.
 
     Raises:
-        ValueError: the model draws classes.
+        UserError: the model draws classes.
     """
     chosen = [prompts[i] for i in spread(len(prompts), min(count, len(prompts)))]
     return repeated(ask_prompts(generator, drawing, chosen), count)

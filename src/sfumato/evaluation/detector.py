@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.evaluation.geneval import COLOURS, Detection
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip, load_clip
@@ -74,13 +75,13 @@ def load_detector(model: str, clip: str, device: torch.device) -> Detector:
     """Mask2Former and CLIP by hub id or folder.
 
     Raises:
-        ValueError: a package is missing, or a model cannot be loaded, or does not tell COCO's 80 classes.
+        UserError: a package is missing, or a model cannot be loaded, or does not tell COCO's 80 classes.
     """
     needs.package("scipy", "geneval")  # Mask2Former's class wants it for its loss
     transformers = needs.package("transformers", "geneval")
     network = needs.pretrained(transformers.Mask2FormerForUniversalSegmentation, model)
     if network.config.num_labels != len(OBJECTS):
-        raise ValueError(f"detector: {model} tells {network.config.num_labels} classes, not COCO's 80; give another")
+        raise UserError(f"detector: {model} tells {network.config.num_labels} classes, not COCO's 80; give another")
     return Detector(network.eval().requires_grad_(False).to(device), load_clip(clip), device)
 
 

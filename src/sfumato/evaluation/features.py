@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.evaluation.images import Images, batches
 from sfumato.evaluation.inception import WEIGHTS, Inception
 from sfumato.models.classifier import Classifier, load_classifier
@@ -48,7 +49,7 @@ def load_extractor(network: Network, weights: str | None, device: torch.device) 
         device: where it computes.
 
     Raises:
-        ValueError: the weights are not to be had or do not fit, or a package is missing.
+        UserError: the weights are not to be had or do not fit, or a package is missing.
     """
     if network == "emoji":
         classifier = load_classifier(None if weights is None else Path(weights)).to(device)
@@ -64,14 +65,14 @@ def load_inception(weights: str | None) -> Inception:
     """Inception with its weights.
 
     Raises:
-        ValueError: they are not to be had, or are another network's.
+        UserError: they are not to be had, or are another network's.
     """
     try:
         tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
         model = Inception()
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
+        raise UserError(
             f"extractor_weights: {' '.join(str(error).split())[:200]}; Inception's are "
             "pt_inception-2015-12-05-6726825d.pth, of pytorch-fid's and torch-fidelity's releases"
         ) from error

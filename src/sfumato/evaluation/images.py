@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
+from sfumato.errors import UserError
 from sfumato.policy import LogitsFilter, Policy
 from sfumato.rollout import Conditions
 
@@ -49,13 +50,13 @@ class StoredImages:
         files: which; all that are there and below if not given.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path] | None = None):
         self.files = find_images(folder) if files is None else list(files)
         if not self.files:
-            raise ValueError(f"target: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}; give another")
+            raise UserError(f"target: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}; give another")
         classes = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in self.files]
         numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
         self.conditions = Conditions(
@@ -77,7 +78,7 @@ class ArrayImages:
     It is read from the file as it is needed, compressed or not.
 
     Raises:
-        ValueError: the file has no such array.
+        UserError: the file has no such array.
     """
 
     def __init__(self, path: Path):
@@ -85,7 +86,7 @@ class ArrayImages:
             self._stream = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (for as long as the set lives)
             self._shape = _read_header(self._stream)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"target: {path} has no array arr_0 of uint8 (N, H, W, 3) ({error}); mend it") from error
+            raise UserError(f"target: {path} has no array arr_0 of uint8 (N, H, W, 3) ({error}); mend it") from error
         self._start = self._stream.tell()
         count = self._shape[0]
         self.conditions = Conditions(labels=torch.zeros(count, dtype=torch.long), names=("",) * count)
@@ -163,13 +164,13 @@ def read_images(files: Sequence[Path]) -> Float[Tensor, "B 3 H W"]:
     """Images in [0, 1], transparent ones laid on white.
 
     Raises:
-        ValueError: a file is no image, or they are not all of one size.
+        UserError: a file is no image, or they are not all of one size.
     """
     images = [torch.from_numpy(np.array(read_rgb(file, "target"))).permute(2, 0, 1) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:
             size, first = image.shape[1:], images[0].shape[1:]
-            raise ValueError(
+            raise UserError(
                 f"target: {file} has {size[1]}×{size[0]} pixels, {files[0].name} has {first[1]}×{first[0]}; "
                 "make all of one size"
             )

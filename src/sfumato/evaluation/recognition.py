@@ -29,7 +29,7 @@ def load_recogniser(name: Recogniser, device: torch.device) -> Recognition:
     """The bundled classifier of emoji, torchvision's ResNet50 IMAGENET1K_V2, or EfficientNet-Lite0.
 
     Raises:
-        ValueError: a package or weights are missing.
+        UserError: a package or weights are missing.
     """
     if name == "emoji":
         classifier = load_classifier().to(device)

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement, read_measurement, write_measurement
 from sfumato.evaluation.tables import Results, to_json, to_latex, to_markdown
 from sfumato.evaluation.targets import Target
@@ -30,7 +31,7 @@ class Suite(Protocol):
         """Load what is needed, and return what measures a target. What all targets share is kept in the folder.
 
         Raises:
-            ValueError: an option is wrong, or something is missing; before any long work.
+            UserError: an option is wrong, or something is missing; before any long work.
         """
         ...
 
@@ -59,10 +60,10 @@ def evaluate(
     `out` is said of the `option` that named it.
 
     Raises:
-        ValueError: an option or a target is wrong, or `out` holds something else.
+        UserError: an option or a target is wrong, or `out` holds something else.
     """
     if not targets:
-        raise ValueError("target: none is given; name a model, a folder of images or an .npz file")
+        raise UserError("target: none is given; name a model, a folder of images or an .npz file")
     with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         names = label(targets)
@@ -92,7 +93,7 @@ def prepare(suite: Suite, device: torch.device, folder: Path, settings: dict) ->
     write_text(folder / "evaluation.json", json.dumps(settings, indent=1) + "\n")
     try:
         return suite.prepare(device, folder)
-    except ValueError:
+    except UserError:
         if [file.name for file in folder.iterdir()] == ["evaluation.json"]:
             shutil.rmtree(folder)
         raise
@@ -111,11 +112,11 @@ def label(targets: Sequence[str]) -> list[str]:
     """Short names of targets, different ones, that can be folders: the last parts of their paths.
 
     Raises:
-        ValueError: a target is given twice.
+        UserError: a target is given twice.
     """
     for target in targets:
         if targets.count(target) > 1:
-            raise ValueError(f"target: {target} is given twice; give it once")
+            raise UserError(f"target: {target} is given twice; give it once")
     parts = [[re.sub(r"[^\w.-]+", "-", part) for part in Path(t).parts if part not in ("/", "..")] for t in targets]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["-".join(p[-length:]) or "here" for p in parts]
@@ -146,17 +147,17 @@ def check_folder(folder: Path, settings: dict, option: str) -> None:
     """Refuse to write into another evaluation, or another thing altogether.
 
     Raises:
-        ValueError: the message says what differs.
+        UserError: the message says what differs.
     """
     saved = folder / "evaluation.json"
     if not saved.is_file():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{option}: {folder} is not empty and holds no evaluation; choose another --{option}")
+            raise UserError(f"{option}: {folder} is not empty and holds no evaluation; choose another --{option}")
         return
     before, now = (flat(json.loads(text)) for text in (saved.read_text(), json.dumps(settings)))
     for name in {**now, **before}:
         if before.get(name) != now.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{option}: {folder} holds an evaluation with {name} {before.get(name)!r}, not {now.get(name)!r}; "
                 f"choose another --{option}"
             )

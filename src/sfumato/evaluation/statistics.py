@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sfumato.errors import UserError
+
 ROWS = 2048
 """read at once"""
 
@@ -57,11 +59,11 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     The trace of (C D)^½ is the sum of the roots of the eigenvalues of C^½ D C^½, which is symmetric.
 
     Raises:
-        ValueError: a set has fewer than two images.
+        UserError: a set has fewer than two images.
     """
     for moments in (one, other):
         if moments.count < 2:
-            raise ValueError(f"images: {moments.count} is too few for a covariance; give at least 2")
+            raise UserError(f"images: {moments.count} is too few for a covariance; give at least 2")
     values, vectors = torch.linalg.eigh(one.covariance)
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = torch.linalg.eigvalsh(root @ other.covariance @ root).clamp_min(0).sqrt().sum()
@@ -95,10 +97,10 @@ def radii(features: Float[Tensor, "N D"], k: int = 3) -> Float[Tensor, " N"]:
     """Distance of each row from its k-th nearest neighbour among the others (Kynkäänniemi et al. 2019, eq. 1).
 
     Raises:
-        ValueError: there are not more than k rows.
+        UserError: there are not more than k rows.
     """
     if len(features) <= k:
-        raise ValueError(f"images: {len(features)} is too few for {k} neighbours; give at least {k + 1}")
+        raise UserError(f"images: {len(features)} is too few for {k} neighbours; give at least {k + 1}")
     found = torch.empty(len(features), dtype=torch.float64)  # once: blocks between large ones would leave holes
     for first, rows in _blocks(features):
         nearest = torch.full((len(rows), k), torch.inf, dtype=torch.float64)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.images import find_images
+from sfumato.errors import UserError
 from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number
 from sfumato.files import state
 from sfumato.inference import InferenceOptions
@@ -33,9 +34,9 @@ class Drawing(InferenceOptions):
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise ValueError(f"batch_size: {self.batch_size} is too small; give at least 1")
+            raise UserError(f"batch_size: {self.batch_size} is too small; give at least 1")
         if self.seed < 0:
-            raise ValueError(f"seed: {self.seed} is negative; give a number from 0 up")
+            raise UserError(f"seed: {self.seed} is negative; give a number from 0 up")
         super().__post_init__()
 
 
@@ -66,7 +67,7 @@ class Target:
             return False
         try:
             find_model(path)
-        except ValueError:
+        except UserError:
             return bool(find_images(path))
         return False
 
@@ -75,12 +76,12 @@ class Target:
         model are options of the suite).
 
         Raises:
-            ValueError: there is no such target.
+            UserError: there is no such target.
         """
         if self.name in RELEASES:
             return self.name
         if Path(self.name).suffix.lower() == ".npz" and not Path(self.name).is_file():
-            raise ValueError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
+            raise UserError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
         path = Path(self.name)
         if self.has_images and path.is_dir():
             return state(path)
@@ -92,10 +93,10 @@ class Target:
         """The model, ready to draw, and its filter.
 
         Raises:
-            ValueError: the target is images, or a model that cannot be loaded.
+            UserError: the target is images, or a model that cannot be loaded.
         """
         if self.has_images:
-            raise ValueError(f"target: {self.name} is images, and this suite asks a model; give a model")
+            raise UserError(f"target: {self.name} is images, and this suite asks a model; give a model")
         weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in RELEASES else (None, None)
         generator = load(self.name, weights=weights, tokenizer=tokenizer, device=self.device).generator
         return drawing_policy(generator, drawing.inference(generator.inference))
@@ -109,7 +110,7 @@ class Target:
             place: path of the n-th drawn image below the target's `images`.
 
         Raises:
-            ValueError: the target cannot be read, or does not know what it is asked for.
+            UserError: the target cannot be read, or does not know what it is asked for.
         """
         if self.has_images:
             return ArrayImages(Path(self.name)) if Path(self.name).is_file() else StoredImages(Path(self.name))

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from sfumato.data.images import EmojiImages
+from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.run import evaluate
 from sfumato.experiments.experiment import BASE, Experiment, Findings
@@ -35,7 +36,7 @@ def reproduce(
     False if a run was interrupted.
 
     Raises:
-        ValueError: a setting is wrong, or a folder holds something else.
+        UserError: a setting is wrong, or a folder holds something else.
     """
     place = out / name
     check_place(place)
@@ -77,10 +78,10 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
     """Real images: those at the path, or emoji on their scenes composed from the npm package, as generators see them.
 
     Raises:
-        ValueError: there is nothing at the path.
+        UserError: there is nothing at the path.
     """
     if not path.exists():
-        raise ValueError(f"reference: {path} is not there; give a folder of images, an .npz file or the emoji package")
+        raise UserError(f"reference: {path} is not there; give a folder of images, an .npz file or the emoji package")
     if not (path / "emoji.json").is_file():
         return path
     finished = folder / "emoji"
@@ -126,10 +127,10 @@ def check_place(place: Path) -> None:
     """Refuse to write into a folder with other files, or where none can be.
 
     Raises:
-        ValueError: it holds something else.
+        UserError: it holds something else.
     """
     check_writable("out", place)
     if place.is_dir():
         others = sorted(path.name for path in place.iterdir() if path.name not in FILES and path.name[0] != ".")
         if others:
-            raise ValueError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")
+            raise UserError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")

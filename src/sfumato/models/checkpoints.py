@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
 from sfumato.models.var import VAR, VARConfig
 from sfumato.models.vq import VQConfig, VQModel
@@ -87,14 +88,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights: {path} is not a file; give the path of a .safetensors or .pth file")
+        raise UserError(f"weights: {path} is not a file; give the path of a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"weights: {path} cannot be read ({reason}); is it truncated? download it again") from error
+        raise UserError(f"weights: {path} cannot be read ({reason}); is it truncated? download it again") from error
     if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
         content = content["trainer"].get("var_wo_ddp")
     for wrapping in ("model", "module", "state_dict"):
@@ -102,7 +103,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             content = content[wrapping]
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"weights: {path} holds no state dict; give a file of named tensors")
+        raise UserError(f"weights: {path} holds no state dict; give a file of named tensors")
     return content
 
 
@@ -132,7 +133,7 @@ def load_var(
         guidance: strength of classifier-free guidance.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape.
+        UserError: a key is missing, unknown or of another shape.
     """
     scales = tuple(patch_nums)
     config = infer_var_config(var_state_dict, num_heads=num_heads, norm_eps=norm_eps)
@@ -199,7 +200,7 @@ def load_llamagen(
         guidance_interval: as the published sampler's `cfg_interval`; -1 guides all tokens.
 
     Raises:
-        ValueError: a key is missing, unknown or of another shape.
+        UserError: a key is missing, unknown or of another shape.
     """
     gpt_state_dict = {k: v for k, v in gpt_state_dict.items() if k != "freqs_cis" and ".kv_cache." not in k}
     vq_state_dict = {k: v for k, v in vq_state_dict.items() if k != "quantize.codebook_used"}
@@ -219,12 +220,10 @@ def export_llamagen(generator: LlamaGen) -> tuple[dict[str, Tensor], dict[str, T
     """State dicts of transformer and tokenizer with the published names and shapes, for the original code.
 
     Raises:
-        ValueError: the original code would not compute what this model does.
+        UserError: the original code would not compute what this model does.
     """
     if generator.config.condition_at_origin:
-        raise ValueError(
-            "model: it has condition_at_origin, which the original code does not know; it stays in Sfumato"
-        )
+        raise UserError("model: it has condition_at_origin, which the original code does not know; it stays in Sfumato")
     tokenizer = _published_state_dict(generator.tokenizer, _published_vq)
     tokenizer["quantize.codebook_used"] = torch.zeros(_VQ_USAGE)
     return _published_state_dict(generator.transformer, _published_llamagen), tokenizer
@@ -322,7 +321,7 @@ def _infer_autoencoder(state_dict: StateDict, level: str, block: str) -> tuple[i
 
 def _shape(state_dict: StateDict, key: str, field: str) -> tuple[int, ...]:
     if key not in state_dict:
-        raise ValueError(f"{field}: the state dict has no {key!r}; give one with the published names")
+        raise UserError(f"{field}: the state dict has no {key!r}; give one with the published names")
     return tuple(state_dict[key].shape)
 
 
@@ -388,7 +387,7 @@ def _load_strictly(module: nn.Module, state_dict: StateDict, published: Publishe
     theirs = {key for name in ours for key in published(name)}
     missing, unknown = sorted(theirs - state_dict.keys()), sorted(state_dict.keys() - theirs)
     if missing or unknown:
-        raise ValueError(
+        raise UserError(
             f"{field}: {len(missing)} keys are missing {missing[:3]} and {len(unknown)} unknown {unknown[:3]}; "
             "give the complete state dict of one published model"
         )
@@ -400,7 +399,7 @@ def _load_strictly(module: nn.Module, state_dict: StateDict, published: Publishe
         for key, part in zip(keys, parts, strict=True):
             # The published code gives some parameters leading or trailing axes of length 1.
             if tuple(s for s in part.shape if s > 1) != tuple(s for s in expected if s > 1):
-                raise ValueError(
+                raise UserError(
                     f"{field}: {key} has shape {tuple(part.shape)}, not {tuple(expected)}; are num_heads, the "
                     "scales (patch_nums) or the grid those of another model?"
                 )

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
@@ -135,7 +137,7 @@ def load_classifier(folder: Path | None = None) -> Classifier:
     """The evaluation's classifier in a folder; by default the bundled one of emoji.
 
     Raises:
-        ValueError: the folder holds none.
+        UserError: the folder holds none.
     """
     return _load(folder or _bundled("emoji-classifier"), Classifier)
 
@@ -144,7 +146,7 @@ def load_rival(folder: Path | None = None) -> PatchClassifier:
     """The rewards' classifier in a folder; by default the bundled one of emoji.
 
     Raises:
-        ValueError: the folder holds none.
+        UserError: the folder holds none.
     """
     return _load(folder or _bundled("emoji-rival"), PatchClassifier)
 
@@ -160,7 +162,7 @@ def _load(folder: Path, wanted: type[Kind]) -> Kind:
     kind, shape = FAMILIES.get(config.get("family", ""), (None, None))
     if kind is not wanted or shape is None:
         family = next(name for name, (known, _) in FAMILIES.items() if known is wanted)
-        raise ValueError(f"weights: {folder} holds no {family}; give the model/ of a `sfumato pretrain` run of one")
+        raise UserError(f"weights: {folder} holds no {family}; give the model/ of a `sfumato pretrain` run of one")
     sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in config["shape"].items()}
     classifier = wanted(shape(**sizes), tuple(config["class_names"]))
     tensors = safetensors.torch.load_file(folder / "classifier.safetensors")

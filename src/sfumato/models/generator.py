@@ -6,16 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
+
 
 def name_classes(class_names: Sequence[str] | None, count: int) -> tuple[str, ...]:
     """The names of `count` classes; their numbers if none are given.
 
     Raises:
-        ValueError: there are more or fewer names than classes.
+        UserError: there are more or fewer names than classes.
     """
     names = tuple(class_names or map(str, range(count)))
     if len(names) != count:
-        raise ValueError(f"class_names: {len(names)} names for {count} classes; give one each")
+        raise UserError(f"class_names: {len(names)} names for {count} classes; give one each")
     return names
 
 
@@ -23,10 +25,10 @@ def check_size(images: Float[Tensor, "B 3 H W"], size: int) -> None:
     """Refuse images that are not of the tokenizer's side.
 
     Raises:
-        ValueError: they are not.
+        UserError: they are not.
     """
     if images.shape[2:] != (size, size):
-        raise ValueError(f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them")
+        raise UserError(f"images: {tuple(images.shape)} are not of the generator's {size}×{size} pixels; resize them")
 
 
 def keep_top_k(logits: Float[Tensor, "*N V"], top_k: int) -> Float[Tensor, "*N V"]:

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.inference import Inference
 from sfumato.models.checkpoints import export_llamagen, export_var, read_state_dict
 from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
@@ -55,7 +56,7 @@ def load(
         device: where the model is put.
 
     Raises:
-        ValueError: nothing goes by that name, or the weights are not those of the named model.
+        UserError: nothing goes by that name, or the weights are not those of the named model.
     """
     name = str(name_or_path)
     if name in RELEASES:
@@ -64,7 +65,7 @@ def load(
         autoencoder = read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer"))
         generator = release.build(name, network, autoencoder)
     elif weights is not None or tokenizer is not None:
-        raise ValueError(f"weights: files go with a released model ({', '.join(RELEASES)}), not with {name!r}")
+        raise UserError(f"weights: files go with a released model ({', '.join(RELEASES)}), not with {name!r}")
     else:
         generator = load_model(locate(name))
     generator.guidance = guidance
@@ -75,7 +76,7 @@ def locate(name: str) -> Path:
     """The model folder of a bundled model, of a path, or of a hub repository OWNER/NAME (which is downloaded).
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if name in bundled_models():
         return bundled_models()[name]
@@ -93,7 +94,7 @@ def find_model(path: Path) -> Path:
     """The model folder that `path` is or holds: of a run, its last checkpoint.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if (path / "transformer.safetensors").is_file():
         return path
@@ -102,7 +103,7 @@ def find_model(path: Path) -> Path:
         if (candidate / "transformer.safetensors").is_file():
             return candidate
     known = ", ".join([*bundled_models(), *RELEASES])
-    raise ValueError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
+    raise UserError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +129,12 @@ def build_generator(
     """A generator of this shape with initial weights.
 
     Raises:
-        ValueError: the tokenizer is another family's.
+        UserError: the tokenizer is another family's.
     """
     for name, family in FAMILIES.items():
         if isinstance(config, family.config):
             if not isinstance(tokenizer, family.tokenizer_config):
-                raise ValueError(f"tokenizer: {type(tokenizer).__name__} is not of the family {name}")
+                raise UserError(f"tokenizer: {type(tokenizer).__name__} is not of the family {name}")
             return family.generator(config, family.tokenizer(tokenizer), class_names)  # pyright: ignore
     raise AssertionError(config)
 
@@ -166,7 +167,7 @@ def load_model(folder: Path) -> VAR | LlamaGen:
     """Read a model folder; weights are widened to float32."""
     saved = read_config(folder)
     if saved.get("family") not in FAMILIES:
-        raise ValueError(f"model: {folder}/config.json is of the family {saved.get('family')!r}, no generator's")
+        raise UserError(f"model: {folder}/config.json is of the family {saved.get('family')!r}, no generator's")
     family = FAMILIES[saved["family"]]
     config, tokenizer = family.config(**saved["transformer"]), family.tokenizer_config(**_tuples(saved["tokenizer"]))
     generator = build_generator(config, tokenizer, saved["class_names"])
@@ -177,7 +178,7 @@ def load_model(folder: Path) -> VAR | LlamaGen:
         try:
             getattr(generator, part).load_state_dict(load_part(folder, part))
         except RuntimeError as error:
-            raise ValueError(
+            raise UserError(
                 f"model: {folder}/{part}.safetensors does not fit its config.json; copy both again"
             ) from error
     return generator
@@ -187,26 +188,26 @@ def read_config(folder: Path) -> dict:
     """What a model folder's `config.json` says.
 
     Raises:
-        ValueError: it is missing or damaged.
+        UserError: it is missing or damaged.
     """
     try:
         return dict(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"model: {folder}/config.json cannot be read ({error}); copy it again") from error
+        raise UserError(f"model: {folder}/config.json cannot be read ({error}); copy it again") from error
 
 
 def load_part(folder: Path, part: str) -> dict[str, Tensor]:
     """Tensors of a model folder's transformer or tokenizer, widened to float32.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     file = folder / f"{part}.safetensors"
     try:
         return {k: _cast(v, torch.float32) for k, v in safetensors.torch.load_file(file).items()}
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"model: {file} cannot be read ({reason}); is it truncated? copy it again") from error
+        raise UserError(f"model: {file} cannot be read ({reason}); is it truncated? copy it again") from error
 
 
 def class_names(name_or_path: str) -> tuple[str, ...]:
@@ -225,9 +226,9 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
         file_format: "pth" (what the original code reads) or "safetensors".
     """
     if file_format not in ("pth", "safetensors"):
-        raise ValueError(f"format: {file_format!r} is not known; give pth or safetensors")
+        raise UserError(f"format: {file_format!r} is not known; give pth or safetensors")
     if name_or_path in RELEASES:
-        raise ValueError(f"model: {name_or_path} is as published already; give a run folder or a model of yours")
+        raise UserError(f"model: {name_or_path} is as published already; give a run folder or a model of yours")
     generator = load_model(locate(name_or_path))
     if isinstance(generator, VAR):
         names, state_dicts = ("var", "vae"), export_var(generator)
@@ -236,7 +237,7 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
     files = [folder / f"{name}.{file_format}" for name in names]
     for file in files:
         if file.exists():
-            raise ValueError(f"out: {file} exists; choose another folder or remove it")
+            raise UserError(f"out: {file} exists; choose another folder or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     for file, state_dict in zip(files, state_dicts, strict=True):
         tensors = {k: v.contiguous() for k, v in state_dict.items()}
@@ -262,7 +263,7 @@ def _hub_errors(field: str, what: str) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{field}: {what} could not be fetched from the Hugging Face hub; download by hand and give the path"
         ) from error
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.inference import Inference
 from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache, project
@@ -51,11 +52,11 @@ class LlamaGenConfig:
 
     def __post_init__(self):
         if self.width % self.num_heads or self.width // self.num_heads % 4:
-            raise ValueError(f"num_heads: {self.num_heads} must part the width {self.width} into multiples of 4")
+            raise UserError(f"num_heads: {self.num_heads} must part the width {self.width} into multiples of 4")
         if self.num_heads % self.kv_heads:
-            raise ValueError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+            raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if bool(self.num_classes) == bool(self.caption_width):
-            raise ValueError(
+            raise UserError(
                 f"num_classes: {self.num_classes} with caption_width {self.caption_width}; give one and set the other 0"
             )
 
@@ -379,10 +380,10 @@ class LlamaGen(nn.Module):
             return self.transformer.embed_classes(labels), None
         text = conditions.text
         if text is None:
-            raise ValueError("conditions: this model reads captions; give text features (sfumato.data.prompts)")
+            raise UserError("conditions: this model reads captions; give text features (sfumato.data.prompts)")
         longest = self.config.num_caption_tokens
         if text.features.shape[1] > longest or text.features.shape[2] != self.config.caption_width:
-            raise ValueError(
+            raise UserError(
                 f"text: features {tuple(text.features.shape)} are not of at most {longest} tokens of width "
                 f"{self.config.caption_width}; use the text encoder {self.config.text_encoder!r}"
             )

@@ -6,6 +6,7 @@ from importlib import resources
 
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.inference import Inference
 from sfumato.models.checkpoints import infer_llamagen_config, infer_var_config, load_llamagen, load_var
 from sfumato.models.llamagen import LlamaGen
@@ -54,13 +55,13 @@ class Release:
         """The generator.
 
         Raises:
-            ValueError: the tensors are not those of this release.
+            UserError: the tensors are not those of this release.
         """
         infer = infer_var_config if self.is_var else infer_llamagen_config
         found = infer(weights, num_heads=1)
         width = self.num_heads * self.head_width
         if (found.depth, found.width) != (self.depth, width):
-            raise ValueError(
+            raise UserError(
                 f"weights: the file holds a model of depth {found.depth} and width {found.width}, {name} has "
                 f"{self.depth} and {width}; give {self.weights}"
             )
@@ -72,7 +73,7 @@ class Release:
         else:
             if (found.num_classes == 0) != self.is_text:
                 kind = "class" if found.num_classes else "text"
-                raise ValueError(f"weights: the file holds a {kind}-conditional model; give {self.weights}")
+                raise UserError(f"weights: the file holds a {kind}-conditional model; give {self.weights}")
             generator = load_llamagen(
                 weights, tokenizer, num_heads=self.num_heads, grid_size=self.scales[0], class_names=names
             )

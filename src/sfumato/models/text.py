@@ -16,6 +16,7 @@ from jaxtyping import Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.models.text_cleaning import clean_caption
 
 
@@ -71,12 +72,12 @@ class T5Reader:
             longest: tokens of a caption, with the end of the sequence; what is beyond is cut off before it.
 
         Raises:
-            ValueError: transformers is not installed, or the encoder cannot be loaded or is no T5.
+            UserError: transformers is not installed, or the encoder cannot be loaded or is no T5.
         """
         try:
             from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"text_encoder: to read captions by {name} install transformers: pip install 'sfumato[text]'"
             ) from error
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
@@ -121,12 +122,12 @@ def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEnco
         device: where a T5 computes; features are on the CPU.
 
     Raises:
-        ValueError: there is none of this name, or it cannot be loaded.
+        UserError: there is none of this name, or it cannot be loaded.
     """
     if name == WordVectors.name:
         return _word_vectors()
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(
+        raise UserError(
             f"text_encoder: {name!r} is neither {WordVectors.name!r} nor a folder; "
             "give one of these, or a hub id such as google/flan-t5-xl"
         )
@@ -146,4 +147,4 @@ def _loading_errors(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...").rstrip(".")
         remedy = "copy its files again" if Path(name).exists() else "download it by hand and give its folder"
-        raise ValueError(f"text_encoder: {name} cannot be loaded as a T5 ({reason}); {remedy}") from error
+        raise UserError(f"text_encoder: {name} cannot be loaded as a T5 ({reason}); {remedy}") from error

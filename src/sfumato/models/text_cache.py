@@ -22,6 +22,7 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.files import state
 from sfumato.models.text import TextEncoder
 
@@ -38,7 +39,7 @@ class CachedReader:
         """Open a folder that `cache_features` wrote.
 
         Raises:
-            ValueError: it is not there or damaged.
+            UserError: it is not there or damaged.
         """
         self.folder = Path(folder)
         try:
@@ -48,11 +49,11 @@ class CachedReader:
             self._offsets = np.load(self.folder / "offsets.npy")
             shape = (int(self._offsets[-1]), self.width)
             if (self.folder / "features.f16").stat().st_size != 2 * shape[0] * shape[1]:
-                raise ValueError("features.f16 has the wrong size")
+                raise UserError("features.f16 has the wrong size")
             self._features = np.memmap(self.folder / "features.f16", dtype="<f2", mode="r", shape=shape)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
+            raise UserError(
                 f"text_encoder: the features in {self.folder} cannot be read ({reason}); remove the folder"
             ) from error
 
@@ -60,11 +61,11 @@ class CachedReader:
         """The features of each caption's tokens, as the encoder gave them but rounded to half precision, in float32.
 
         Raises:
-            ValueError: a caption is not in the cache.
+            UserError: a caption is not in the cache.
         """
         unknown = next((caption for caption in captions if caption not in self._rows), None)
         if unknown is not None:
-            raise ValueError(
+            raise UserError(
                 f"prompts: {unknown!r} is not among the {len(self._rows)} captions in {self.folder}; "
                 f"cache all captions of the run, or read this one with the text encoder {self.name}"
             )
@@ -93,7 +94,7 @@ def cache_features(
         progress: told how many captions of how many are done.
 
     Raises:
-        ValueError: the features are beyond half precision, or an existing cache is damaged; or of `make_reader`.
+        UserError: the features are beyond half precision, or an existing cache is damaged; or of `make_reader`.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
     encoder = state(Path(name)) if Path(name).is_dir() else name
@@ -128,7 +129,7 @@ def _write(
             for features in reader.encode(captions[first : first + CAPTIONS_AT_ONCE]):
                 half = features.half()
                 if not half.isfinite().all():
-                    raise ValueError(f"text_encoder: features of {name} are beyond half precision; do not cache them")
+                    raise UserError(f"text_encoder: features of {name} are beyond half precision; do not cache them")
                 file.write(half.numpy().astype("<f2").tobytes())
                 offsets.append(offsets[-1] + len(half))
             if progress is not None:

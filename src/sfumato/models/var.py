@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.inference import Inference
 from sfumato.models.generator import check_size, keep_top_k, name_classes
 from sfumato.models.transformer import KeyValueCache, project
@@ -44,7 +45,7 @@ class VARConfig:
 
     def __post_init__(self):
         if self.width % self.num_heads:
-            raise ValueError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
+            raise UserError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from sfumato.errors import UserError
 from sfumato.evaluation.run import label
 from sfumato.files import finite, write_text
 from sfumato.report.folders import Row, differences, read_evaluation, read_run
@@ -20,7 +21,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of runs and evaluations; into the first run's folder if `out` is not given.
 
     Raises:
-        ValueError: a folder is neither a run nor an evaluation, or `out` holds something else.
+        UserError: a folder is neither a run nor an evaluation, or `out` holds something else.
     """
     data = collect(folders)
     out = out or next(folder for folder in folders if is_run(folder)) / "report.html"
@@ -34,18 +35,18 @@ def collect(folders: Sequence[Path]) -> Row:
     """All that the page shows.
 
     Raises:
-        ValueError: a folder is neither a run nor an evaluation, or is given twice, or there is no run.
+        UserError: a folder is neither a run nor an evaluation, or is given twice, or there is no run.
     """
     for folder in folders:
         if not is_run(folder) and not is_evaluation(folder):
             state = "is no folder of `sfumato train` or `sfumato evaluate --out`" if folder.exists() else "is not there"
-            raise ValueError(f"run: {folder} {state}; give run folders, such as runs/emoji-dark")
+            raise UserError(f"run: {folder} {state}; give run folders, such as runs/emoji-dark")
     paths = [str(folder.resolve()) for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
-            raise ValueError(f"run: {folder} is given twice; give it once")
+            raise UserError(f"run: {folder} is given twice; give it once")
     if not any(map(is_run, folders)):
-        raise ValueError("run: no run folder is given; give one, such as runs/emoji-dark")
+        raise UserError("run: no run folder is given; give one, such as runs/emoji-dark")
     named = list(zip(folders, label(paths), strict=True))
     runs, settings = zip(*[read_run(folder, name) for folder, name in named if is_run(folder)], strict=True)
     return {
@@ -71,12 +72,12 @@ def check_out(out: Path) -> None:
     """Refuse to overwrite what is no report.
 
     Raises:
-        ValueError: the message says what is there.
+        UserError: the message says what is there.
     """
     if out.is_dir():
-        raise ValueError(f"out: {out} is a folder; name a file")
+        raise UserError(f"out: {out} is a folder; name a file")
     if out.exists() and MARK.encode() not in out.read_bytes()[:1000]:
-        raise ValueError(f"out: {out} is there and is no report of Sfumato; choose another --out")
+        raise UserError(f"out: {out} is there and is no report of Sfumato; choose another --out")
 
 
 def page(data: Row) -> str:

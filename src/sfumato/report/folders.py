@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from sfumato.errors import UserError
 from sfumato.evaluation.run import flat
 from sfumato.training.pictures import COLUMNS, tiles
 
@@ -29,11 +30,11 @@ def read_run(folder: Path, name: str) -> tuple[Row, Row]:
     """A run as the page shows it, and its settings with dotted names.
 
     Raises:
-        ValueError: the folder is none that `sfumato train` wrote.
+        UserError: the folder is none that `sfumato train` wrote.
     """
     config = read_object(folder / "config.json")
     if not isinstance(config.get("reward"), dict) or "steps" not in config:
-        raise ValueError(f"run: {folder} is not from `sfumato train`, its config.json has no reward; leave it out")
+        raise UserError(f"run: {folder} is not from `sfumato train`, its config.json has no reward; leave it out")
     notes: list[str] = []
     metrics = read_rows(folder / "metrics.jsonl", notes)
     fixed_set = read_rows(folder / "fixed_set.jsonl", notes)
@@ -62,10 +63,10 @@ def read_evaluation(folder: Path, name: str) -> Row:
     """A folder that `sfumato evaluate --out` wrote.
 
     Raises:
-        ValueError: the evaluation is not finished.
+        UserError: the evaluation is not finished.
     """
     if not (folder / "results.json").is_file():
-        raise ValueError(f"run: the evaluation in {folder} is not finished; go on with the same `sfumato evaluate`")
+        raise UserError(f"run: the evaluation in {folder} is not finished; go on with the same `sfumato evaluate`")
     suite = read_object(folder / "evaluation.json").get("suite", {})
     settings = {setting: as_text(value) for setting, value in flat(suite).items() if setting != "name"}
     return {
@@ -162,12 +163,12 @@ def read_object(path: Path) -> Row:
     """An object in a file.
 
     Raises:
-        ValueError: the file holds none.
+        UserError: the file holds none.
     """
     try:
         found = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"run: {path} is not JSON ({error}); mend it or leave the folder out") from error
+        raise UserError(f"run: {path} is not JSON ({error}); mend it or leave the folder out") from error
     if not isinstance(found, dict):
-        raise ValueError(f"run: {path} holds no JSON object; mend it or leave the folder out")
+        raise UserError(f"run: {path} holds no JSON object; mend it or leave the folder out")
     return found

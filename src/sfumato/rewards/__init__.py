@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sfumato.errors import UserError
 from sfumato.rewards import (
     aesthetic,
     classifier,
@@ -76,12 +77,12 @@ def build_reward(weights: Mapping[str, float]) -> WeightedSum:
     """The weighted sum of rewards and compositions by name, `path/to/file.py:function` or address, with options.
 
     Raises:
-        ValueError: none is given, or one does not exist, is misspelt, or lacks a package or weights.
+        UserError: none is given, or one does not exist, is misspelt, or lacks a package or weights.
     """
     if not weights:
-        raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
+        raise UserError("reward: none is given; give at least one with its weight, such as brightness 1")
     if not any(weights.values()):
-        raise ValueError(f"reward: every weight is 0; give {next(iter(weights))} another")
+        raise UserError(f"reward: every weight is 0; give {next(iter(weights))} another")
     known = {name: entry.make for name, entry in REWARDS.items()}
     return WeightedSum({name: build_part(name, weight, known) for name, weight in expand(weights).items()})
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import load_clip
 from sfumato.rollout import Conditions
@@ -29,9 +30,7 @@ class Aesthetic:
         width = load_clip(self.model).model.config.projection_dim
         found = load_head(self.head).state_dict()["0.weight"].shape[1]
         if found != width:
-            raise ValueError(
-                f"head: {self.head} reads embeddings of {found}, not {width} as {self.model}; give its own"
-            )
+            raise UserError(f"head: {self.head} reads embeddings of {found}, not {width} as {self.model}; give its own")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
         embeddings = load_clip(self.model).image_embeddings(images)
@@ -43,15 +42,15 @@ def load_head(path: str) -> nn.Sequential:
     """The linear layers of a published file, whose names are layers.0, layers.2, layers.4, layers.6 and layers.7.
 
     Raises:
-        ValueError: the file is not there or holds something else.
+        UserError: the file is not there or holds something else.
     """
     tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in needs.weights(path).items()}
     if "0.weight" not in tensors:
-        raise ValueError(f"head: {path} has no layers.0.weight; give the file of an aesthetic predictor V2")
+        raise UserError(f"head: {path} has no layers.0.weight; give the file of an aesthetic predictor V2")
     try:
         return build_head(tensors)
     except RuntimeError as error:
-        raise ValueError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
+        raise UserError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
 
 
 def build_head(tensors: dict[str, Tensor]) -> nn.Sequential:

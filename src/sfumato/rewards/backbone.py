@@ -67,7 +67,7 @@ def load_clip(model: str, tokenizer: str | None = None) -> Clip:
     """A CLIP model by hub id or folder; the same object at every call.
 
     Raises:
-        ValueError: transformers is missing, or the model cannot be loaded.
+        UserError: transformers is missing, or the model cannot be loaded.
     """
     transformers = needs.package("transformers", "clip")
     return Clip(

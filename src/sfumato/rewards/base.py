@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rollout import Conditions
 
 
@@ -22,7 +23,7 @@ class Reward(Protocol):
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions, /) -> Float[Tensor, " B"]: ...
 
 
-class RewardError(ValueError):
+class RewardError(UserError):
     """A reward that failed, by name."""
 
 
@@ -44,16 +45,16 @@ class Part:
 
     def __post_init__(self):
         if self.thresholds and len(self.thresholds) != len(self.levels) - 1:
-            raise ValueError(
+            raise UserError(
                 f"thresholds: {len(self.thresholds)} for {len(self.levels)} levels; give one fewer than levels, or none"
             )
         if list(self.thresholds) != sorted(self.thresholds):
-            raise ValueError(f"thresholds: {self.thresholds} do not ascend; sort them")
+            raise UserError(f"thresholds: {self.thresholds} do not ascend; sort them")
         if len(self.levels) == 1:
-            raise ValueError(f"levels: {self.levels} are all one; give at least two, or none")
+            raise UserError(f"levels: {self.levels} are all one; give at least two, or none")
         for name in ("weight", "scale", "offset"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name}: {getattr(self, name)} is not finite; give a number")
+                raise UserError(f"{name}: {getattr(self, name)} is not finite; give a number")
 
     def adjust(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Levels, scale and offset of raw scores; NaN stays NaN. Without thresholds the levels wait."""
@@ -94,10 +95,10 @@ class WeightedSum:
         """Itself, where no images are at hand to measure thresholds on.
 
         Raises:
-            ValueError: a part has levels without thresholds.
+            UserError: a part has levels without thresholds.
         """
         for name in self.without_thresholds():
-            raise ValueError(
+            raise UserError(
                 f"reward: the levels of {name} have no thresholds; give some, as in levels=0,1&thresholds=0.3"
             )
         return self

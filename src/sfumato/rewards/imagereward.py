@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.aesthetic import build_head
 from sfumato.rewards.preprocessing import crop_square, normalise
@@ -73,7 +74,7 @@ def load_imagereward(weights: str, tokenizer: str) -> Loaded:
     """The model in a published checkpoint, whose shapes tell its size; the same object at every call.
 
     Raises:
-        ValueError: transformers is missing, or the model cannot be loaded.
+        UserError: transformers is missing, or the model cannot be loaded.
     """
     needs.package("transformers", "clip")
     from transformers import AutoTokenizer, BlipVisionConfig, BlipVisionModel
@@ -91,7 +92,7 @@ def load_imagereward(weights: str, tokenizer: str) -> Loaded:
         head = build_head(head_tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights: {weights} are not ImageReward's ({reason}); give ImageReward.pt") from error
+        raise UserError(f"weights: {weights} are not ImageReward's ({reason}); give ImageReward.pt") from error
     return Loaded(vision, text, head, words)
 
 

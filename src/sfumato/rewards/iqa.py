@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rollout import Conditions
 
@@ -44,17 +45,17 @@ def load_metric(name: str, weights: str | None) -> Any:
     """A metric of pyiqa; the same object at every call.
 
     Raises:
-        ValueError: pyiqa is missing or does not know the metric, or it needs a reference, or its weights.
+        UserError: pyiqa is missing or does not know the metric, or it needs a reference, or its weights.
     """
     pyiqa = needs.package("pyiqa", "iqa")
     known = pyiqa.list_models("NR")
     if name not in known:
-        raise ValueError(f"metric: pyiqa has no {name!r} without a reference; give one of {', '.join(known)}")
+        raise UserError(f"metric: pyiqa has no {name!r} without a reference; give one of {', '.join(known)}")
     options = {} if weights is None else {"pretrained_model_path": str(needs.file(weights))}
     try:
         metric = pyiqa.create_metric(name, device="cpu", **options)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"weights: {name}'s cannot be fetched ({needs.first_line(error)}); give the path of their file"
         ) from error
     return metric.eval().requires_grad_(False)

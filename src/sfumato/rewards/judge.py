@@ -106,7 +106,7 @@ def load_panel(model: str, endpoint: str | None, concurrency: int, timeout: floa
     """The panel with these settings; the same object at every call.
 
     Raises:
-        ValueError: the address is none, or the model cannot be loaded.
+        UserError: the address is none, or the model cannot be loaded.
     """
     if endpoint is None:
         load_vlm(model)

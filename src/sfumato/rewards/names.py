@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
+from sfumato.errors import UserError
 from sfumato.rewards.base import Part, Reward
 
 Maker = Callable[..., Any]
@@ -27,7 +28,7 @@ def build_part(name: str, weight: float, known: Mapping[str, Maker]) -> Part:
         name: `NAME`, `path/to/file.py:function` or `http://...`, then `?option=value&option=value`; %26 is an &.
 
     Raises:
-        ValueError: there is no such reward or option, or a value is not what the option wants.
+        UserError: there is no such reward or option, or a value is not what the option wants.
     """
     base, _, query = name.partition("?")
     options = split_options(name, query)
@@ -41,7 +42,7 @@ def build_part(name: str, weight: float, known: Mapping[str, Maker]) -> Part:
     try:
         return Part(reward=build_reward(name, base, own, known), weight=weight, **common)
     except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith("reward") else f"reward {name!r}: {error}") from error
+        raise UserError(str(error) if str(error).startswith("reward") else f"reward {name!r}: {error}") from error
 
 
 def split_options(name: str, query: str) -> dict[str, str]:
@@ -50,9 +51,9 @@ def split_options(name: str, query: str) -> dict[str, str]:
     for item in filter(None, query.split("&")):
         option, separator, text = item.partition("=")
         if not separator:
-            raise ValueError(f"reward {name!r}: option {item!r} has no value; write {item}=VALUE")
+            raise UserError(f"reward {name!r}: option {item!r} has no value; write {item}=VALUE")
         if option in options:
-            raise ValueError(f"reward {name!r}: option {option!r} is given twice; give it once")
+            raise UserError(f"reward {name!r}: option {option!r} is given twice; give it once")
         options[option] = unquote(text)
     return options
 
@@ -61,14 +62,14 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
     """The reward called `base`, made with these options.
 
     Raises:
-        ValueError: there is none, or an option is unknown, malformed or missing.
+        UserError: there is none, or an option is unknown, malformed or missing.
     """
     found = find(base, known)
     if base.startswith(("http://", "https://")):
         options = {**options, "url": base}
     if not inspect.isclass(found):
         if options:
-            raise ValueError(
+            raise UserError(
                 f"reward {name!r}: there is no option {next(iter(options))!r}; {base} takes {', '.join(PART_OPTIONS)}"
             )
         return found
@@ -79,10 +80,10 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
         if option not in names:
             close = difflib.get_close_matches(option, [*names, *PART_OPTIONS], n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join([*names, *PART_OPTIONS])}"
-            raise ValueError(f"reward {name!r}: there is no option {option!r}; {hint}")
+            raise UserError(f"reward {name!r}: there is no option {option!r}; {hint}")
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
-        raise ValueError(f"reward {name!r}: {missing[0]} is not given; write {base}?{missing[0]}=VALUE")
+        raise UserError(f"reward {name!r}: {missing[0]} is not given; write {base}?{missing[0]}=VALUE")
     return cast(Reward, found(**{o: convert(f"reward {name!r}: {o}", text, hints[o]) for o, text in options.items()}))
 
 
@@ -90,7 +91,7 @@ def convert(what: str, text: str, kind: Any) -> Any:
     """Text as a str, int, float, bool, one of some literals, or a tuple of these; None for an empty optional.
 
     Raises:
-        ValueError: it is none; `what` names the option.
+        UserError: it is none; `what` names the option.
     """
     arguments = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
@@ -100,19 +101,19 @@ def convert(what: str, text: str, kind: Any) -> Any:
     if get_origin(kind) is Literal or kind is bool:
         choices = arguments or ("true", "false")
         if text not in choices:
-            raise ValueError(f"{what}: {text!r} is not one of {', '.join(choices)}; give one of these")
+            raise UserError(f"{what}: {text!r} is not one of {', '.join(choices)}; give one of these")
         return text == "true" if kind is bool else text
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{what}: {text!r} is not of type {kind.__name__}; give one that is") from None
+        raise UserError(f"{what}: {text!r} is not of type {kind.__name__}; give one that is") from None
 
 
 def find(name: str, known: Mapping[str, Maker]) -> Maker:
     """A reward by name, or a user's function or class as `path/to/file.py:function`.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if name in known:
         return known[name]
@@ -122,12 +123,12 @@ def find(name: str, known: Mapping[str, Maker]) -> Maker:
     if not separator or not file.endswith(".py"):
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ValueError(
+        raise UserError(
             f"reward: there is no {name!r}; {hint}give one of {', '.join(known)}, or path/to/file.py:function"
         )
     path = Path(file)
     if not path.is_file():
-        raise ValueError(f"reward: {path} is not a file; give path/to/file.py:function")
+        raise UserError(f"reward: {path} is not a file; give path/to/file.py:function")
     spec = importlib.util.spec_from_file_location(f"sfumato.user_rewards.{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -136,9 +137,9 @@ def find(name: str, known: Mapping[str, Maker]) -> Maker:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's code may fail in any way; the cause is kept
-        raise ValueError(f"reward: {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward: {path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):
         functions = [n for n, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__]
-        raise ValueError(f"reward: {path} has no function {function!r}; it has {', '.join(functions) or 'none'}")
+        raise UserError(f"reward: {path} has no function {function!r}; it has {', '.join(functions) or 'none'}")
     return found

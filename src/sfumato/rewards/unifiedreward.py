@@ -7,6 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rewards.answers import find_number
 from sfumato.rewards.endpoint import Requests, api_key, ask_all, chat, check_address, pictures_of
 from sfumato.rollout import Conditions
@@ -36,7 +37,7 @@ class UnifiedReward:
     def __post_init__(self):
         check_address(self.endpoint)
         if "{caption}" not in self.question:
-            raise ValueError(f"question: {self.question!r} has no {{caption}}; put it where the caption goes")
+            raise UserError(f"question: {self.question!r} has no {{caption}}; put it where the caption goes")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
         requests = Requests(timeout=self.timeout, retries=self.retries, token=api_key())

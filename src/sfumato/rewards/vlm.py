@@ -46,7 +46,7 @@ def load_vlm(model: str) -> VisionLanguageModel:
     """A model by hub id or folder; the same object at every call.
 
     Raises:
-        ValueError: transformers is missing, or the model cannot be loaded.
+        UserError: transformers is missing, or the model cannot be loaded.
     """
     transformers = needs.package("transformers", "clip")
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

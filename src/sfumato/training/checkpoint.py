@@ -12,21 +12,23 @@ from types import FrameType
 
 import torch
 
+from sfumato.errors import UserError
+
 
 def check_writable(field: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written to, before any long work.
 
     Raises:
-        ValueError: the message names the field and what stands in the way.
+        UserError: the message names the field and what stands in the way.
     """
     nearest, option = next(p for p in [folder, *folder.absolute().parents] if p.exists()), field.replace("_", "-")
     if not nearest.is_dir():
-        raise ValueError(f"{field}: {nearest} is a file, not a folder; choose another --{option}")
+        raise UserError(f"{field}: {nearest} is a file, not a folder; choose another --{option}")
     try:
         with TemporaryDirectory(dir=nearest):
             pass
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{field}: nothing can be written in {nearest} ({error.strerror}); choose another --{option}"
         ) from error
 
@@ -91,17 +93,15 @@ def load_state(path: Path) -> dict:
     """Read what `save_state` wrote; no code in the file is run.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"checkpoint: there is no {path}; nothing to resume") from error
+        raise UserError(f"checkpoint: there is no {path}; nothing to resume") from error
     except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"checkpoint: {path} is damaged ({reason}); delete it to resume from the one before"
-        ) from error
+        raise UserError(f"checkpoint: {path} is damaged ({reason}); delete it to resume from the one before") from error
 
 
 class Interrupt:

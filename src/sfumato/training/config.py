@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sfumato.algorithms.losses import LossConfig
+from sfumato.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class GRPOConfig:
         """Check what can be checked before anything is loaded.
 
         Raises:
-            ValueError: a field is out of range, or sizes do not divide.
+            UserError: a field is out of range, or sizes do not divide.
         """
         for name in ("steps", "labels_per_step", "minibatch_size", "micro_batch_size", "sample_batch_size"):
             at_least(name, getattr(self, name), 1)
@@ -107,24 +108,24 @@ class GRPOConfig:
         at_least("score_guidance", self.score_guidance or 0, 0)
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:
-            raise ValueError(f"max_unscored: {self.max_unscored} is no share; give 0 to 1")
+            raise UserError(f"max_unscored: {self.max_unscored} is no share; give 0 to 1")
         for name in ("temperature", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be above 0")
+                raise UserError(f"{name}: {getattr(self, name)} must be above 0")
         if self.stop_when_hacking and not self.held_out:
-            raise ValueError("stop_when_hacking: nothing is measured; name rewards with --held-out")
+            raise UserError("stop_when_hacking: nothing is measured; name rewards with --held-out")
         if "{name}" not in self.caption_template:
-            raise ValueError(f"caption_template: {self.caption_template!r} has no {{name}}; write it in")
+            raise UserError(f"caption_template: {self.caption_template!r} has no {{name}}; write it in")
         if not self.reward:
-            raise ValueError("reward: none is given; give at least one with its weight, such as brightness 1")
+            raise UserError("reward: none is given; give at least one with its weight, such as brightness 1")
         if self.images_per_step % self.minibatch_size:
-            raise ValueError(
+            raise UserError(
                 f"minibatch_size: {self.minibatch_size} does not divide the {self.images_per_step} images a step "
                 f"({self.labels_per_step} labels × {self.group_size}); give a divisor"
             )
         for name in ("labels_per_step", "minibatch_size"):
             if getattr(self, name) % num_workers:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {getattr(self, name)} is not a multiple of the {num_workers} processes; make it one"
                 )
 
@@ -132,4 +133,4 @@ class GRPOConfig:
 def at_least(name: str, value: float, minimum: float) -> None:
     """Raise a ValueError that names the field if the value is below the minimum (or NaN)."""
     if not value >= minimum:
-        raise ValueError(f"{name}: {value} is too small; give at least {minimum}")
+        raise UserError(f"{name}: {value} is too small; give at least {minimum}")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.rollout import Conditions, Rollout
 
 PATIENCE = timedelta(hours=4)
@@ -77,7 +78,7 @@ def join(device: str = "auto") -> Workers:
         device: "auto" takes the worker's own GPU if there is one, else the CPU; or any torch device.
 
     Raises:
-        ValueError: the device is not there.
+        UserError: the device is not there.
     """
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
@@ -86,7 +87,7 @@ def join(device: str = "auto") -> Workers:
         found = torch.device(device)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"device: {device!r} is not to be had ({str(error).splitlines()[0]}); give auto or cpu"
         ) from error
     if found.type == "cuda":

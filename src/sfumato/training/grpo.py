@@ -13,6 +13,7 @@ from torch import Tensor
 from sfumato.algorithms.advantages import decoupled_advantages, group_advantages
 from sfumato.algorithms.losses import LossStats, grpo_loss
 from sfumato.data.conditions import ConditionSampler
+from sfumato.errors import UserError
 from sfumato.policy import Generator, Policy, with_guidance, with_transformer
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
@@ -125,7 +126,7 @@ class GRPO:
         self.workers.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if not norm.isfinite():
-            raise ValueError(f"loss: the gradient is {norm.item()}; lower learning_rate or raise temperature")
+            raise UserError(f"loss: the gradient is {norm.item()}; lower learning_rate or raise temperature")
         self.optimizer.step()
         self.optimizer.zero_grad()
         kl, ratio, clip_fraction = self.workers.gather(totals[None]).sum(0).tolist()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato.data.images import ImageSource, open_source
+from sfumato.errors import UserError
 from sfumato.files import write_text
 from sfumato.inference import Inference
 from sfumato.models.classifier import (
@@ -132,19 +133,19 @@ def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume:
     """Make the run folder with `config.json` and `data.json`, or see that those there say the same.
 
     Raises:
-        ValueError: the folder is not empty and `resume` was not asked for, or its settings or data are others.
+        UserError: the folder is not empty and `resume` was not asked for, or its settings or data are others.
     """
     settings, saved = json.loads(json.dumps(dataclasses.asdict(config))), run_dir / "config.json"
     data, seen = {"items": len(source), "class_names": list(source.class_names)}, run_dir / "data.json"
     if resume:
         if not saved.exists():
-            raise ValueError(f"run_dir: {run_dir} holds no run to resume; start it without --resume")
+            raise UserError(f"run_dir: {run_dir} holds no run to resume; start it without --resume")
         if json.loads(saved.read_text()) != settings:
-            raise ValueError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
+            raise UserError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
         if seen.exists() and json.loads(seen.read_text()) != data:
-            raise ValueError(f"data: these are not the images that the run began with (see {seen}); give the same")
+            raise UserError(f"data: these are not the images that the run began with (see {seen}); give the same")
     elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ValueError(f"run_dir: {run_dir} is not empty; continue it with --resume or choose another --run-dir")
+        raise UserError(f"run_dir: {run_dir} is not empty; continue it with --resume or choose another --run-dir")
     check_writable("run_dir", run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(seen, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -157,7 +158,7 @@ def pretrain(
     """Train what the config describes in `run_dir`, whose `model/` is the result; returns whether it was finished.
 
     Raises:
-        ValueError: the data cannot be read, or the run folder is taken.
+        UserError: the data cannot be read, or the run folder is taken.
     """
     run = {
         PretrainConfig: pretrain_generator,
@@ -218,7 +219,7 @@ def pretrain_generator(
     """Train both stages in `run_dir`, whose `model/` is the result; returns whether they were finished.
 
     Raises:
-        ValueError: the data cannot be read, or the run folder is taken.
+        UserError: the data cannot be read, or the run folder is taken.
     """
     source = open_source(data, config.tokenizer.image_size)
     claim(run_dir, config, source, resume)
@@ -262,7 +263,7 @@ def take_over(generator: VAR | LlamaGen, folder: Path) -> None:
     """Give a generator the tensors of a model folder wherever name and shape agree; of another family, the tokenizer's.
 
     Raises:
-        ValueError: none agree.
+        UserError: none agree.
     """
     same_family = read_config(folder)["family"] == family_of(generator)
     taken = 0
@@ -272,7 +273,7 @@ def take_over(generator: VAR | LlamaGen, folder: Path) -> None:
         getattr(generator, part).load_state_dict(agreed, strict=False)
         taken += len(agreed)
     if not taken:
-        raise ValueError(f"start_from: no tensor of {folder} has the name and shape of one here; give another model")
+        raise UserError(f"start_from: no tensor of {folder} has the name and shape of one here; give another model")
 
 
 def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report: Report, interrupt: Interrupt) -> bool:

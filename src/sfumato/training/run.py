@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.evaluation.accuracy import class_accuracy
 from sfumato.files import write_text
 from sfumato.models.classifier import load_classifier
@@ -41,7 +42,7 @@ def train(config: GRPOConfig, run_dir: Path, *, resume: bool = False, console: C
     """Run GRPO in `run_dir`; returns whether it was finished (False: interrupted, with everything saved).
 
     Raises:
-        ValueError: a setting is wrong, the run folder is taken, or a reward fails.
+        UserError: a setting is wrong, the run folder is taken, or a reward fails.
     """
     workers = distributed.join(config.device)
     try:
@@ -99,8 +100,8 @@ class Run:
             for step in range(first, config.steps):
                 try:
                     metrics = {"step": step + 1, **self.algorithm.step(step)}
-                except ValueError as error:
-                    raise ValueError(f"step {step + 1}: {error}") from error
+                except UserError as error:
+                    raise UserError(f"step {step + 1}: {error}") from error
                 due = (step + 1) % config.held_out_every == 0 or step + 1 == config.steps
                 metrics |= self.measure_held_out(step + 1) if due else {}
                 if metrics_file is not None:
@@ -230,28 +231,26 @@ class RunFolder:
         """Refuse to overwrite another run, or to go on with other settings.
 
         Raises:
-            ValueError: the message says which, and what to do.
+            UserError: the message says which, and what to do.
         """
         saved = self.path / "config.json"
         if resume:
             if not saved.exists():
-                raise ValueError(f"run_dir: {self.path} holds no run to resume; start it without --resume")
+                raise UserError(f"run_dir: {self.path} holds no run to resume; start it without --resume")
             before, now = json.loads(saved.read_text()), json.loads(json.dumps(dataclasses.asdict(config)))
             # Settings that the run's version did not have yet are not held against it.
             different = sorted(k for k in now.keys() & before.keys() - {"steps", "device"} if before[k] != now[k])
             done = [int(checkpoint.name.removeprefix("step-")) for checkpoint in self.checkpoints()]
             if done and config.steps < done[-1]:
-                raise ValueError(f"steps: {config.steps} are fewer than the {done[-1]} done; give as many or more")
+                raise UserError(f"steps: {config.steps} are fewer than the {done[-1]} done; give as many or more")
             if different:
                 name = different[0]
-                raise ValueError(
+                raise UserError(
                     f"{name}: {now[name]!r} differs from the run's {before.get(name)!r}; "
                     f"resume with the settings in {saved}"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(
-                f"run_dir: {self.path} is not empty; continue it with --resume or choose another --run-dir"
-            )
+            raise UserError(f"run_dir: {self.path} is not empty; continue it with --resume or choose another --run-dir")
         check_writable("run_dir", self.path)
 
     def create(self, config: GRPOConfig) -> None:
@@ -286,7 +285,7 @@ class RunFolder:
         """Load the newest checkpoint; returns the number of steps it has behind it, 0 if there is none.
 
         Raises:
-            ValueError: the base model is not what it was, so that the KL would be to another one.
+            UserError: the base model is not what it was, so that the KL would be to another one.
         """
         if not self.checkpoints():
             return 0
@@ -295,7 +294,7 @@ class RunFolder:
         base = fingerprint(algorithm.reference.generator.transformer)
         if state.get("base", base) != base:
             model = algorithm.config.model
-            raise ValueError(f"model: {model} is not what it was when the run began; put its weights back to resume")
+            raise UserError(f"model: {model} is not what it was when the run began; put its weights back to resume")
         algorithm.policy.generator.transformer.load_state_dict(load_part(newest / "model", "transformer"))
         algorithm.load_state(state)
         return state["step"]

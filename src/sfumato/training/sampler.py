@@ -8,6 +8,7 @@ import torch
 
 from sfumato.data.conditions import ClassSampler, ConditionSampler, find_classes
 from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_prompts
+from sfumato.errors import UserError
 from sfumato.models.text import WordVectors, load_text_encoder
 from sfumato.models.text_cache import cache_features
 from sfumato.policy import Generator
@@ -18,18 +19,18 @@ def check_request(config: GRPOConfig, class_names: Sequence[str]) -> list[Prompt
     """The prompts that the config names; none where the model draws these classes.
 
     Raises:
-        ValueError: classes are given to a model that reads captions, or the other way round; there is no such class; or
+        UserError: classes are given to a model that reads captions, or the other way round; there is no such class; or
             the file of prompts cannot be read.
     """
     if class_names:
         if config.prompts is not None:
-            raise ValueError(f"prompts: {config.model} draws classes, not captions; give classes instead")
+            raise UserError(f"prompts: {config.model} draws classes, not captions; give classes instead")
         find_classes(config.classes, class_names)
         return []
     if config.classes:
-        raise ValueError(f"classes: {config.model} reads captions; give prompts instead")
+        raise UserError(f"classes: {config.model} reads captions; give prompts instead")
     if config.prompts is None:
-        raise ValueError(f"prompts: {config.model} reads captions; give a file of them (.txt, .jsonl, .json, .csv)")
+        raise UserError(f"prompts: {config.model} reads captions; give a file of them (.txt, .jsonl, .json, .csv)")
     return read_prompts(find_prompts(config.prompts))
 
 
@@ -37,7 +38,7 @@ def build_sampler(config: GRPOConfig, generator: Generator, device: torch.device
     """The sampler of a run on this generator. Captions that a T5 must read are read once, and cached on disk.
 
     Raises:
-        ValueError: the request does not fit the generator (`check_request`), or the text encoder cannot be read.
+        UserError: the request does not fit the generator (`check_request`), or the text encoder cannot be read.
     """
     prompts = check_request(config, generator.class_names)
     if not prompts:

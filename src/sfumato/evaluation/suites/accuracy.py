@@ -7,6 +7,7 @@ import torch
 
 from sfumato.data.conditions import find_labels
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.errors import UserError
 from sfumato.evaluation.accuracy import class_hits
 from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
 from sfumato.evaluation.images import batches
@@ -30,7 +31,7 @@ class AccuracySuite:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.images < 1:
-            raise ValueError(f"images: {self.images} is too small; give at least 1")
+            raise UserError(f"images: {self.images} is too small; give at least 1")
         classifier = load_classifier()
         prompts = None if self.prompts is None else read_prompts(find_prompts(self.prompts))
         return lambda target: self.measure(target, classifier, prompts)
@@ -46,7 +47,7 @@ class AccuracySuite:
 
         images = target.images(self.drawing, ask)
         if find_labels(classifier.class_names, images.conditions) is None:
-            raise ValueError(
+            raise UserError(
                 f"target: {target.name} has other classes than the bundled classifier; give an emoji model, or images "
                 "in a sub-folder for each class"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.conditions import find_classes, find_labels
+from sfumato.errors import UserError
 from sfumato.evaluation.accuracy import top_hits
 from sfumato.evaluation.asking import ask_classes
 from sfumato.evaluation.images import batches
@@ -36,11 +37,11 @@ class Alignment:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.per_class < 1:
-            raise ValueError(f"per_class: {self.per_class} is too small; give at least 1")
+            raise UserError(f"per_class: {self.per_class} is too small; give at least 1")
         if not self.rewards and self.classifier is None:
-            raise ValueError("rewards: none is given and no classifier; there is nothing to measure, give one")
+            raise UserError("rewards: none is given and no classifier; there is nothing to measure, give one")
         if self.seen and self.classifier is None:
-            raise ValueError("seen: the classifier knows the classes; give one")
+            raise UserError("seen: the classifier knows the classes; give one")
         reward = build_reward(dict.fromkeys(self.rewards, 1.0)).require_thresholds() if self.rewards else None
         recognition = None if self.classifier is None else load_recogniser(self.classifier, device)
         if recognition is not None:
@@ -54,7 +55,7 @@ class Alignment:
             names = generator.class_names
             if generator.text_encoder:
                 if recognition is None:
-                    raise ValueError(f"classifier: {target.name} reads captions; the classifier names them, give one")
+                    raise UserError(f"classifier: {target.name} reads captions; the classifier names them, give one")
                 names = recognition.class_names
             labels = find_classes(self.classes, names) or range(len(names))
             return ask_classes(generator, drawing, list(labels), names).repeat(self.per_class)
@@ -64,7 +65,7 @@ class Alignment:
         if recognition is not None:
             labels = find_labels(recognition.class_names, images.conditions)
             if labels is None:
-                raise ValueError(
+                raise UserError(
                     f"classifier: {self.classifier} does not know the classes of {target.name}; give resnet50 for "
                     "ImageNet's, None for none, or images in a sub-folder for each class"
                 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.conditions import find_classes
+from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes
 from sfumato.evaluation.features import Network, features_of, load_extractor
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -38,9 +39,9 @@ class Diversity:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.per_class < 2:
-            raise ValueError(f"per_class: {self.per_class} is too small; a distance needs at least 2")
+            raise UserError(f"per_class: {self.per_class} is too small; a distance needs at least 2")
         if self.neighbours < 1:
-            raise ValueError(f"neighbours: {self.neighbours} is too small; give at least 1")
+            raise UserError(f"neighbours: {self.neighbours} is too small; give at least 1")
         extract = load_extractor(self.extractor, self.extractor_weights, device)
         real = None
         if self.reference is not None:
@@ -49,11 +50,11 @@ class Diversity:
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
             if not all(images.conditions.names):
-                raise ValueError(f"target: the classes of {target.name} are unknown; give a sub-folder for each")
+                raise UserError(f"target: the classes of {target.name} are unknown; give a sub-folder for each")
             found = features_of(images, extract, target.folder / "features", self.drawing.batch_size).pooled
             distances = class_distances(found, images.conditions.labels.cpu())
             if not len(distances):
-                raise ValueError(f"target: {target.name} has no two images of one class; give more, in sub-folders")
+                raise UserError(f"target: {target.name} has no two images of one class; give more, in sub-folders")
             figures = {"within-class distance": Figure.mean(distances.tolist())}
             if real is not None:
                 covered = inside(real, found, radii(found, self.neighbours))

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.images import Images, batches
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -32,7 +33,7 @@ class DrawBench:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.prompts is None:
-            raise ValueError("prompts: none are given; give a file of captions, such as DrawBench's table as .csv")
+            raise UserError("prompts: none are given; give a file of captions, such as DrawBench's table as .csv")
         prompts = first_prompts(self.prompts, self.first, self.per_prompt)
         reward = build_reward(dict.fromkeys(self.rewards, 1.0)).require_thresholds()
 
@@ -58,12 +59,12 @@ def first_prompts(file: str, first: int, per_prompt: int) -> list[Prompt]:
     """The first prompts of a file, or all if `first` is 0.
 
     Raises:
-        ValueError: a number is wrong, or the file cannot be read.
+        UserError: a number is wrong, or the file cannot be read.
     """
     if per_prompt < 1:
-        raise ValueError(f"per_prompt: {per_prompt} is too small; give at least 1")
+        raise UserError(f"per_prompt: {per_prompt} is too small; give at least 1")
     if first < 0:
-        raise ValueError(f"first: {first} is negative; give a number of prompts, or 0 for all")
+        raise UserError(f"first: {first} is negative; give a number of prompts, or 0 for all")
     return read_prompts(find_prompts(file))[: first or None]
 
 
@@ -71,10 +72,10 @@ def asked(target: Target, images: Images, prompts: list[Prompt], per_prompt: int
     """What the images of a target were asked to show, without the text's features.
 
     Raises:
-        ValueError: there are not as many images as the prompts ask for.
+        UserError: there are not as many images as the prompts ask for.
     """
     if len(images) != len(prompts) * per_prompt:
-        raise ValueError(
+        raise UserError(
             f"target: {target.name} has {len(images)} images, not {per_prompt} of each of {len(prompts)} prompts; "
             "give per_prompt, or complete them"
         )

@@ -8,6 +8,7 @@ import torch
 
 from sfumato.data.conditions import find_classes, spread
 from sfumato.data.prompts import find_prompts, read_prompts
+from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.run import Measure
@@ -35,7 +36,7 @@ class Entropy:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.images < 1:
-            raise ValueError(f"images: {self.images} is too small; give at least 1")
+            raise UserError(f"images: {self.images} is too small; give at least 1")
         return self.measure
 
     def measure(self, target: Target) -> Measurement:

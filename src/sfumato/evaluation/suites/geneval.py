@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.data.images import find_images
 from sfumato.data.prompts import Prompt, read_prompts
+from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
 from sfumato.evaluation.geneval import COLOURS, RELATIONS, is_correct, keep, summary
@@ -99,26 +100,26 @@ def check(prompt: Prompt) -> None:
     """See that a prompt says what it wants.
 
     Raises:
-        ValueError: it does not, or wants what the detector does not know.
+        UserError: it does not, or wants what the detector does not know.
     """
     place = f"prompts: {prompt.caption!r}"
     if "tag" not in prompt.metadata or "include" not in prompt.metadata:
-        raise ValueError(f"{place} has no tag or include; give a file like GenEval's evaluation_metadata.jsonl")
+        raise UserError(f"{place} has no tag or include; give a file like GenEval's evaluation_metadata.jsonl")
     for key in ("include", "exclude"):
         clauses: Any = prompt.metadata.get(key, [])
         if not isinstance(clauses, list) or not all(isinstance(clause, dict) for clause in clauses):
-            raise ValueError(f"{place} has no list of objects in {key}; give a file like GenEval's")
+            raise UserError(f"{place} has no list of objects in {key}; give a file like GenEval's")
         for number, clause in enumerate(clauses):
             wanted, count = clause.get("class"), clause.get("count")
             relation, other = clause.get("position", (RELATIONS[0], -1))
             if wanted not in OBJECTS:
-                raise ValueError(f"{place} asks for {wanted!r}, no class of COCO; mend it")
+                raise UserError(f"{place} asks for {wanted!r}, no class of COCO; mend it")
             if not isinstance(count, int) or count < 1:
-                raise ValueError(f"{place} asks for {count!r} of {wanted!r}; give a count from 1 up")
+                raise UserError(f"{place} asks for {count!r} of {wanted!r}; give a count from 1 up")
             if clause.get("color", COLOURS[0]) not in COLOURS:
-                raise ValueError(f"{place} asks for {clause['color']!r}; give one of {', '.join(COLOURS)}")
+                raise UserError(f"{place} asks for {clause['color']!r}; give one of {', '.join(COLOURS)}")
             if relation not in RELATIONS or other not in range(-1, number):
-                raise ValueError(f"{place} has a position {relation!r} of object {other!r}; name an earlier object")
+                raise UserError(f"{place} has a position {relation!r} of object {other!r}; name an earlier object")
 
 
 def stored_samples(folder: Path, prompts: list[Prompt], per_prompt: int) -> StoredImages | None:
@@ -126,7 +127,7 @@ def stored_samples(folder: Path, prompts: list[Prompt], per_prompt: int) -> Stor
     such as its grids; None if it is laid out otherwise.
 
     Raises:
-        ValueError: there are more or fewer images of a prompt, or the folder says that they are of another.
+        UserError: there are more or fewer images of a prompt, or the folder says that they are of another.
     """
     if not (folder / "00000/samples").is_dir():
         return None
@@ -135,12 +136,10 @@ def stored_samples(folder: Path, prompts: list[Prompt], per_prompt: int) -> Stor
         place = folder / f"{number:05d}"
         said = read_prompts(place / "metadata.jsonl")[0] if (place / "metadata.jsonl").is_file() else prompt
         if said.caption != prompt.caption:
-            raise ValueError(f"target: {place} is of {said.caption!r}, not {prompt.caption!r}; give its --prompts")
+            raise UserError(f"target: {place} is of {said.caption!r}, not {prompt.caption!r}; give its --prompts")
         found = [file for file in find_images(place / "samples") if file.stem.isdigit()]
         if len(found) != per_prompt:
-            raise ValueError(
-                f"target: {place} has {len(found)} images, not {per_prompt}; give --per-prompt, or mend it"
-            )
+            raise UserError(f"target: {place} has {len(found)} images, not {per_prompt}; give --per-prompt, or mend it")
         files += found
     return StoredImages(folder, files)
 

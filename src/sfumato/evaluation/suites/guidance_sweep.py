@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.plots import plot_sweep
 from sfumato.evaluation.run import Measure
@@ -32,7 +33,7 @@ class GuidanceSweep:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if not self.values or len(set(self.values)) < len(self.values):
-            raise ValueError(f"values: {self.values} are no different values of guidance; give some, each once")
+            raise UserError(f"values: {self.values} are no different values of guidance; give some, each once")
         sweep = {
             value: replace(self.of, drawing=replace(self.of.drawing, guidance=value)).prepare(device, folder)
             for value in self.values
@@ -40,7 +41,7 @@ class GuidanceSweep:
 
         def measure(target: Target) -> Measurement:
             if target.has_images:
-                raise ValueError(f"target: {target.name} is images, which have their guidance; give a model")
+                raise UserError(f"target: {target.name} is images, which have their guidance; give a model")
             figures = {}
             for value, measure_at in sweep.items():
                 place = target.folder / f"guidance-{value:g}"

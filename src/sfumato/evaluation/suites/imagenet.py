@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, repeated
 from sfumato.evaluation.features import Extractor, Features, Network, features_of, load_extractor
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -38,24 +39,24 @@ class ImageNet:
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.reference is None:
-            raise ValueError("reference: none is given; give an .npz file of real images, or a folder of them")
+            raise UserError("reference: none is given; give an .npz file of real images, or a folder of them")
         if self.images <= self.neighbours or self.neighbours < 1:
-            raise ValueError(f"images: {self.images} is too few for {self.neighbours} neighbours; give more")
+            raise UserError(f"images: {self.images} is too few for {self.neighbours} neighbours; give more")
         if self.splits < 1:
-            raise ValueError(f"splits: {self.splits} is too small; give at least 1")
+            raise UserError(f"splits: {self.splits} is too small; give at least 1")
         extract = load_extractor(self.extractor, self.extractor_weights, device)
         reference = features_of_reference(self.reference, extract, folder / "reference", device, self.drawing)
         spread = radii(reference.pooled, self.neighbours)
         published = published_moments(self.reference) if self.extractor == "inception" else None
         pooled, spatial = published or (Moments.of(reference.pooled), Moments.of(reference.spatial))
         if (len(pooled.mean), len(spatial.mean)) != (reference.pooled.shape[1], reference.spatial.shape[1]):
-            raise ValueError(f"reference: mu and mu_s of {self.reference} are of another network; leave them out")
+            raise UserError(f"reference: mu and mu_s of {self.reference} are of another network; leave them out")
 
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
             found = features_of(images, extract, target.folder / "features", self.drawing.batch_size)
             if found.spatial.shape[1] != reference.spatial.shape[1]:
-                raise ValueError(f"target: images of {target.name} and reference differ in size; make them alike")
+                raise UserError(f"target: images of {target.name} and reference differ in size; make them alike")
             own = radii(found.pooled, self.neighbours)
             return {
                 "Inception Score": Figure.mean(inception_score(found.log_probs, self.splits).tolist()),
@@ -97,11 +98,11 @@ def features_of_reference(
     """Features of real images, kept in a folder.
 
     Raises:
-        ValueError: there are none at this path.
+        UserError: there are none at this path.
     """
     reference = Target(str(path), folder, device)
     if not path.exists() or not reference.has_images:
-        raise ValueError(f"reference: {path} is neither an .npz file nor a folder of images; give one")
+        raise UserError(f"reference: {path} is neither an .npz file nor a folder of images; give one")
 
     def ask(generator: Generator, drawing: Drawing) -> Conditions:
         raise AssertionError(path)
