@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 import sfumato
-from sfumato.data.conditions import class_conditions, pick
-from sfumato.data.images import open_source
-from sfumato.models.classifier import Classifier, PatchClassifier, load_classifier, load_rival
-from sfumato.training.classifier import augmented_scenes
-from sfumato.training.rival import rival_scenes
+from sfumato.data.classes import class_conditions, pick
+from sfumato.emoji.augmentations import augmented_scenes
+from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
+from sfumato.emoji.rival_scenes import rival_scenes
+from sfumato.emoji.source import open_source
 
 
 @torch.no_grad()

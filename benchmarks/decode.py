@@ -25,11 +25,12 @@ from phases import matmul_peak
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sfumato.models.library import imagenet_class_names
-from sfumato.models.llamagen import Block, LlamaGen, LlamaGenConfig
-from sfumato.models.vq import VQConfig, VQModel
+from sfumato.engine.memory import keep_freed_memory
+from sfumato.families.library import imagenet_class_names
+from sfumato.families.llamagen.generator import LlamaGen
+from sfumato.families.llamagen.network import Block, LlamaGenConfig
+from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
 from sfumato.rollout import Conditions
-from sfumato.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,18 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.algorithms.advantages import group_advantages
-from sfumato.data.conditions import ClassSampler
-from sfumato.models.library import RELEASES, imagenet_class_names, load
-from sfumato.models.var import VAR, VARConfig
-from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
+from sfumato.data.classes import ClassSampler
+from sfumato.engine.memory import keep_freed_memory
+from sfumato.engine.process import join
+from sfumato.families.library import RELEASES, imagenet_class_names, load
+from sfumato.families.var.generator import VAR
+from sfumato.families.var.network import VARConfig
+from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
+from sfumato.objectives.advantages import group_advantages
 from sfumato.policy import Policy
 from sfumato.rewards import build_reward
 from sfumato.training.config import GRPOConfig
-from sfumato.training.distributed import join
 from sfumato.training.grpo import GRPO, Experience
-from sfumato.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

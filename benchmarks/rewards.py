@@ -10,9 +10,9 @@ import time
 
 import torch
 
+from sfumato.engine.memory import keep_freed_memory
 from sfumato.rewards import Reward, build_reward
 from sfumato.rollout import Conditions
-from sfumato.training.memory import keep_freed_memory
 
 NAMES = (
     "brightness", "colorfulness", "saturation", "jpeg-size", "emoji-clip", "classifier?network=emoji-rival",

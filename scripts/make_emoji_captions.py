@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from sfumato.data.images import EmojiImages
+from sfumato.emoji.source import EmojiImages
 
 
 def main(package: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with a tiny generator; tests only read it."""
     from tiny import tiny_var
 
-    from sfumato.models.library import save_model
+    from sfumato.families.library import save_model
 
     folder = tmp_path_factory.mktemp("tiny-model")
     save_model(folder, tiny_var())

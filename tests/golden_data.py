@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfumato.models.checkpoints import load_llamagen, load_var
-from sfumato.models.llamagen import LlamaGen
-from sfumato.models.var import VAR
+from sfumato.families.llamagen.generator import LlamaGen
+from sfumato.families.published import load_llamagen, load_var
+from sfumato.families.var.generator import VAR
 from sfumato.rollout import CaptionFeatures, Conditions
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato.training.pictures import COLUMNS, grid, save_png
+from sfumato.data.pictures import COLUMNS, grid, save_png
 
 NAMES = tuple(f"thing {n // 2}" for n in range(16))
 

@@ -11,13 +11,13 @@ from PIL import Image
 from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_conditions, tiny_var
 
 from sfumato.cli import Pretrain, main, parse
-from sfumato.inference import Inference
-from sfumato.models.checkpoints import load_var, read_state_dict
-from sfumato.models.library import load, save_model
+from sfumato.families.library import load, save_model
+from sfumato.families.published import load_var, read_state_dict
+from sfumato.pretraining.generator_stage import GeneratorTraining
+from sfumato.pretraining.pretrain import PretrainConfig
+from sfumato.pretraining.tokenizer_stage import TokenizerTraining
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
-from sfumato.training.generator import GeneratorTraining
-from sfumato.training.pretrain import PretrainConfig
-from sfumato.training.tokenizer import TokenizerTraining
+from sfumato.settings import Inference
 
 Capture = pytest.CaptureFixture[str]
 
@@ -168,7 +168,7 @@ def test_interrupted(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tiny_mode
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sfumato.models.library.class_names", interrupt)
+    monkeypatch.setattr("sfumato.families.library.class_names", interrupt)
     assert main(["classes", str(tiny_model)]) == 130
 
 

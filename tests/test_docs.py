@@ -20,10 +20,10 @@ from tiny import LLAMAGEN, TOKENIZER, TRANSFORMER, VQ_TOKENIZER
 from sfumato.cli import Evaluate, Pretrain, Train, parse
 from sfumato.evaluation.suites import SUITES
 from sfumato.experiments import EXPERIMENTS
+from sfumato.families.library import bundled_models
+from sfumato.families.var.network import VARConfig
 from sfumato.model_commands import Sample
-from sfumato.models.library import bundled_models
-from sfumato.models.var import VARConfig
-from sfumato.training.pretrain import PretrainConfig
+from sfumato.pretraining.pretrain import PretrainConfig
 
 ELSEWHERE = {
     r".*--(weights|tokenizer) ": "models/test_library.py::test_releases",

@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 
-from sfumato.algorithms.losses import LossConfig
-from sfumato.models.library import load
-from sfumato.models.llamagen import LlamaGen, LlamaGenConfig
-from sfumato.models.var import VAR, VARConfig
-from sfumato.models.vq import VQConfig, VQModel
-from sfumato.models.vqvae import MultiScaleVQVAE, VQVAEConfig
+from sfumato.engine.process import Workers
+from sfumato.families.library import load
+from sfumato.families.llamagen.generator import LlamaGen
+from sfumato.families.llamagen.network import LlamaGenConfig
+from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
+from sfumato.families.var.generator import VAR
+from sfumato.families.var.network import VARConfig
+from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
+from sfumato.objectives.grpo import LossConfig
 from sfumato.rewards import build_reward
 from sfumato.rollout import CaptionFeatures, Conditions
 from sfumato.training.config import GRPOConfig
-from sfumato.training.distributed import Workers
 from sfumato.training.grpo import GRPO
-from sfumato.training.sampler import build_sampler
+from sfumato.training.requests import build_sampler
 
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 TOKENIZER = VQVAEConfig(

@@ -1,6 +1,6 @@
 """Sfumato: online reinforcement learning for autoregressive image generators."""
 
-from sfumato.models.library import load
+from sfumato.families.library import load
 from sfumato.policy import Generator, Policy
 from sfumato.rollout import Conditions, Rollout
 

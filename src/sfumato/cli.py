@@ -19,14 +19,14 @@ from rich.table import Table
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from sfumato import model_commands, report_command, reward_commands
+from sfumato.engine.memory import keep_freed_memory
 from sfumato.errors import UserError
 from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
 from sfumato.experiment_commands import Reproduce
 from sfumato.experiments import EXPERIMENTS
+from sfumato.pretraining.pretrain import AnyPretrainConfig, pretrain
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 from sfumato.training.config import GRPOConfig
-from sfumato.training.memory import keep_freed_memory
-from sfumato.training.pretrain import AnyPretrainConfig, pretrain
 
 FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
 """exit statuses"""
@@ -43,7 +43,7 @@ class Train:
     """go on from the newest checkpoint in run_dir"""
 
     def __call__(self) -> int:
-        from sfumato.training.run import train
+        from sfumato.training.train import train
 
         console = Console()
         if not train(self.config, self.run_dir, resume=self.resume, console=console):
@@ -65,7 +65,7 @@ class Pretrain:
     """go on from the checkpoints in run_dir"""
 
     def __call__(self) -> int:
-        from sfumato.training.checkpoint import catch_interrupt
+        from sfumato.interrupt import catch_interrupt
         from sfumato.training.logger import PretrainingView
 
         console = Console()
@@ -90,9 +90,9 @@ class Evaluate:
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.evaluation.run import evaluate
+        from sfumato.engine.process import join
+        from sfumato.evaluation.runner import evaluate
         from sfumato.evaluation.tables import metrics, number, to_markdown
-        from sfumato.training.distributed import join
 
         console, progress = Console(), Console(stderr=True, highlight=False)
         try:

@@ -28,8 +28,8 @@ class Reproduce:
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.experiments.run import reference_images, reproduce
-        from sfumato.training.distributed import join
+        from sfumato.engine.process import join
+        from sfumato.experiments.reproduction import reference_images, reproduce
 
         _, build = EXPERIMENTS[self.experiment]
         reference = None if self.reference is None else reference_images(self.reference, self.work / "reference")

@@ -10,9 +10,9 @@ import tyro
 from rich.console import Console
 
 from sfumato.errors import UserError
-from sfumato.inference import InferenceOptions
 from sfumato.policy import Generator, drawing_policy
 from sfumato.rollout import Conditions
+from sfumato.settings import InferenceOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class Sample(InferenceOptions):
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.models.library import load
-        from sfumato.models.var import VAR, sample_smooth
-        from sfumato.training.checkpoint import check_writable
-        from sfumato.training.distributed import join
-        from sfumato.training.pictures import grid, save_png
+        from sfumato.data.pictures import grid, save_png
+        from sfumato.engine.process import join
+        from sfumato.families.library import load
+        from sfumato.families.var.generator import VAR, sample_smooth
+        from sfumato.files import check_writable
 
         if self.count < 1:
             raise UserError(f"count: {self.count} images; give at least 1")
@@ -78,9 +78,9 @@ class Sample(InferenceOptions):
 
     def conditions(self, generator: Generator, device: torch.device) -> Conditions:
         """What is asked for: the classes or the captions, once each."""
-        from sfumato.data.conditions import caption_conditions, class_conditions, find_classes, spread
+        from sfumato.data.classes import caption_conditions, class_conditions, find_classes, spread
         from sfumato.data.prompts import find_prompts, read_prompts
-        from sfumato.models.text import load_text_encoder
+        from sfumato.text.encoders import load_text_encoder
 
         if not generator.text_encoder:
             if self.prompts:
@@ -106,7 +106,7 @@ class Classes:
     """bundled model, run folder or checkpoint, or released model"""
 
     def __call__(self) -> int:
-        from sfumato.models.library import class_names
+        from sfumato.families.library import class_names
 
         names = class_names(self.model)
         if not names:
@@ -128,7 +128,7 @@ class Export:
     """pth or safetensors"""
 
     def __call__(self) -> int:
-        from sfumato.models.library import export
+        from sfumato.families.library import export
 
         for path in export(self.model, self.out, self.format):
             Console().print(str(path), highlight=False, soft_wrap=True)

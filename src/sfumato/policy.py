@@ -11,8 +11,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.inference import Inference, check_temperature
 from sfumato.rollout import Conditions, Rollout
+from sfumato.settings import Inference, check_temperature
 
 LogitsFilter = Callable[[Float[Tensor, "B u V"]], Float[Tensor, "B u V"]]
 """Sets the logits of tokens that must not be drawn to -inf."""

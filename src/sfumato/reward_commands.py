@@ -78,7 +78,7 @@ class Score:
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
-        from sfumato.training.distributed import join
+        from sfumato.engine.process import join
 
         files = find_pictures(self.images)
         reward, device = build_reward({self.reward: 1.0}).require_thresholds(), join(self.device).device
@@ -160,8 +160,8 @@ class Serve:
     """auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
+        from sfumato.engine.process import join
         from sfumato.rewards.server import check_host, serve
-        from sfumato.training.distributed import join
 
         token = os.environ.get("SFUMATO_REWARD_TOKEN", "")
         check_host(self.host, token)

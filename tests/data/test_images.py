@@ -8,16 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.data.images import (
-    EMOJI_SCENES,
-    EmojiImages,
-    FolderImages,
-    Scene,
-    compose,
-    find_images,
-    open_source,
-    read_rgb,
-)
+from sfumato.data.images import FolderImages, find_images, read_rgb
+from sfumato.emoji.source import EMOJI_SCENES, EmojiImages, Scene, compose, open_source
 
 
 def save(path: Path, colour: tuple[int, ...], size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.data.conditions import ConditionSampler
+from sfumato.data.classes import ConditionSampler
 from sfumato.data.prompts import Prompt, PromptSampler, read_prompts
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import LLAMAGEN_TEXT, VQ_TOKENIZER
 
-from sfumato.models.library import save_model
-from sfumato.models.llamagen import LlamaGen
-from sfumato.models.vq import VQModel
+from sfumato.families.library import save_model
+from sfumato.families.llamagen.generator import LlamaGen
+from sfumato.families.llamagen.tokenizer import VQModel
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ from PIL import Image
 from tiny import CLASS_NAMES, tiny_conditions
 
 from sfumato.cli import main
+from sfumato.emoji.judges import Classifier, ClassifierConfig
 from sfumato.evaluation.features import Features
-from sfumato.evaluation.images import ArrayImages, DrawnImages, StoredImages, batches, write_image
-from sfumato.evaluation.run import label, named_files
+from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, StoredImages, batches, write_image
+from sfumato.evaluation.runner import label, named_files
 from sfumato.evaluation.suites import diversity
 from sfumato.evaluation.targets import PLAIN, Target
-from sfumato.models.classifier import Classifier, ClassifierConfig
-from sfumato.models.library import load
+from sfumato.families.library import load
 
 Capture = pytest.CaptureFixture[str]
 
@@ -199,7 +199,7 @@ def test_interrupted(
         write_image(path, image)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sfumato.evaluation.images.write_image", write_some)
+        patch.setattr("sfumato.evaluation.image_sets.write_image", write_some)
         assert main([*arguments, "--out", str(out)]) == 130
         assert f"Stopped; the same command goes on in {out}" in capsys.readouterr().err
         assert main(arguments) == 130

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from sfumato.evaluation.features import Features, features_of, inception_features, load_extractor, load_inception
-from sfumato.evaluation.images import StoredImages, write_image
+from sfumato.evaluation.image_sets import StoredImages, write_image
 from sfumato.evaluation.inception import Inception, resize_as_tensorflow
 
 

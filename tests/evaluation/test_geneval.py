@@ -17,8 +17,8 @@ from tiny_transformers import save_clip, save_mask2former
 from sfumato.cli import main
 from sfumato.data.prompts import find_prompts, read_prompts
 from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, load_detector, prepare
-from sfumato.evaluation.geneval import COLOURS, Detection, is_correct, keep, relative_position, summary
-from sfumato.evaluation.images import read_images, write_image
+from sfumato.evaluation.geneval_scoring import COLOURS, Detection, is_correct, keep, relative_position, summary
+from sfumato.evaluation.image_sets import read_images, write_image
 from sfumato.evaluation.measurement import read_measurement
 from sfumato.evaluation.suites.geneval import check, figures, shows
 from sfumato.rewards.backbone import Clip
@@ -247,8 +247,8 @@ def test_the_suite_with_its_networks(
 ):
     """From captions to scores, through the very classes that load the released networks."""
     monkeypatch.setattr("sfumato.evaluation.detector.SHORT", 96)  # the published side takes seconds an image
-    monkeypatch.setattr("sfumato.evaluation.geneval.THRESHOLD", 0.01)
-    monkeypatch.setattr("sfumato.evaluation.geneval.COUNTING_THRESHOLD", 0.01)
+    monkeypatch.setattr("sfumato.evaluation.geneval_scoring.THRESHOLD", 0.01)
+    monkeypatch.setattr("sfumato.evaluation.geneval_scoring.COUNTING_THRESHOLD", 0.01)
     detector, clip = map(str, released)
     prompts = [read_prompts(find_prompts("geneval"))[n] for n in (2, 200, 300, 400, 500)]
     lines = [{**prompt.metadata, "prompt": prompt.caption} for prompt in prompts]

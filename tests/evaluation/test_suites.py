@@ -13,16 +13,16 @@ from PIL import Image
 from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen, tiny_var
 
 from sfumato.cli import choose_suite, main
+from sfumato.emoji.judges import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.evaluation.features import emoji_features
-from sfumato.evaluation.images import StoredImages
+from sfumato.evaluation.image_sets import StoredImages
 from sfumato.evaluation.measurement import Measurement, read_measurement
 from sfumato.evaluation.recognition import Recognition
 from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
-from sfumato.inference import Inference
-from sfumato.models.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
-from sfumato.models.library import load, save_model
+from sfumato.families.library import load, save_model
 from sfumato.rewards import pixels
+from sfumato.settings import Inference
 
 
 @pytest.fixture

@@ -35,10 +35,10 @@ from sfumato.experiments.experiment import (
     rises,
 )
 from sfumato.experiments.outputs import running_mean, write_plot, write_summary
-from sfumato.experiments.run import FILES, folder_name, reference_images, reproduce
-from sfumato.models.library import save_model
+from sfumato.experiments.reproduction import FILES, folder_name, reference_images, reproduce
+from sfumato.families.library import save_model
 from sfumato.training.logger import read_metrics
-from sfumato.training.run import train
+from sfumato.training.train import train
 
 LOW, HIGH = Figure.mean([0.0, 0.1, 0.0, 0.1] * 25), Figure.mean([0.9, 1.0, 0.9, 1.0] * 25)
 MIXED = Figure.mean([0.1, 0.0, 0.1, 0.0] * 25)
@@ -195,7 +195,7 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         train(replace(config, steps=1), folder, resume=resume, console=console)
         return False
 
-    monkeypatch.setattr("sfumato.experiments.run.train", stops)
+    monkeypatch.setattr("sfumato.experiments.reproduction.train", stops)
     assert not reproduce("name", experiment, tmp_path / "out", tmp_path / "work", "cpu", Console())
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()

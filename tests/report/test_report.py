@@ -17,11 +17,11 @@ from rich.console import Console
 from tiny import tiny_config
 
 from sfumato.cli import main
+from sfumato.data.pictures import COLUMNS, grid, save_png, tiles
 from sfumato.evaluation.measurement import Figure
 from sfumato.evaluation.tables import to_json
 from sfumato.report.folders import MAX_MOMENTS, MAX_POINTS
-from sfumato.training.pictures import COLUMNS, grid, save_png, tiles
-from sfumato.training.run import train
+from sfumato.training.train import train
 
 
 def report(*folders: Path, out: Path | None = None) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from photographs import as_tensor
 from PIL import Image
 from tiny import tiny_conditions
 
+from sfumato.data.preprocessing import pad_square
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.backbone import load_clip
-from sfumato.rewards.preprocessing import pad_square
 from sfumato.rollout import Conditions
 
 transformers = pytest.importorskip("transformers")

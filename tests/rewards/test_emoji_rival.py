@@ -9,10 +9,10 @@ from tiny import tiny_conditions
 from torch import Tensor
 
 import sfumato
-from sfumato.data.conditions import class_conditions, spread
+from sfumato.data.classes import class_conditions, spread
+from sfumato.emoji import judges as classifiers
+from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.evaluation import features, recognition
-from sfumato.models import classifier as classifiers
-from sfumato.models.classifier import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.rewards import build_reward
 from sfumato.rewards.classifier import Network, default_network, load_network
 from sfumato.rewards.wire import TENSORS, pack, unpack

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import tiny_conditions
 
+from sfumato.data.preprocessing import normalise, resize
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.imagereward import MEAN, STD, vision_shape
-from sfumato.rewards.preprocessing import normalise, resize
 
 pytest.importorskip("transformers")
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -8,9 +8,9 @@ from photographs import as_tensor
 from PIL import Image
 from tiny import tiny_conditions
 
+from sfumato.data.preprocessing import CLIP_MEAN, CLIP_STD
 from sfumato.rewards import build_reward
 from sfumato.rewards.iqa import load_metric
-from sfumato.rewards.preprocessing import CLIP_MEAN, CLIP_STD
 from sfumato.rollout import Conditions
 
 torchvision = pytest.importorskip("torchvision")

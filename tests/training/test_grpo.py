@@ -8,9 +8,9 @@ import torch
 from tiny import algorithm_of, tiny_conditions, tiny_config
 from torch import Tensor
 
-from sfumato.algorithms.losses import LossConfig, grpo_loss
+from sfumato.engine.timing import PhaseTimer
+from sfumato.objectives.grpo import LossConfig, grpo_loss
 from sfumato.training.grpo import GRPO, Experience
-from sfumato.training.timing import PhaseTimer
 
 
 def experience_of(algorithm: GRPO, count: int = 8) -> Experience:

@@ -11,9 +11,9 @@ from PIL import Image
 from rich.console import Console
 from tiny import algorithm_of, tiny_conditions, tiny_config
 
+from sfumato.engine.timing import PhaseTimer
 from sfumato.training.held_out import diversity, hacking_signs
-from sfumato.training.run import train
-from sfumato.training.timing import PhaseTimer
+from sfumato.training.train import train
 
 FIRST = {
     "step": 0, "optimised": 1.0, "optimised_std": 0.2, "reward/a": 3.0, "reward_std/a": 0.4, "class_accuracy": 0.5,

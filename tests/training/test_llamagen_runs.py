@@ -12,15 +12,15 @@ from run_folders import assert_same_run, metrics_of
 from tiny import CLASS_NAMES, LLAMAGEN, VQ_TOKENIZER, algorithm_of, tiny_config, tiny_llamagen
 
 from sfumato.cli import main
-from sfumato.models.library import build_generator, load, save_model
-from sfumato.models.llamagen import LlamaGen
+from sfumato.engine.timing import PhaseTimer
+from sfumato.families.library import build_generator, load, save_model
+from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.policy import Policy
 from sfumato.rollout import Conditions
 from sfumato.training.config import GRPOConfig
 from sfumato.training.grpo import GRPO, Experience
-from sfumato.training.run import train
-from sfumato.training.sampler import build_sampler
-from sfumato.training.timing import PhaseTimer
+from sfumato.training.requests import build_sampler
+from sfumato.training.train import train
 
 QUIET = Console(quiet=True)
 REWARD = """
@@ -115,7 +115,7 @@ def test_captions_that_cannot_be_read(
 ):
     config = replace(tiny_config(text_model, prompts=str(prompts), text_cache=str(tmp_path / "cache")), **changes)
     if "text_encoder" not in changes:  # all else is seen before the weights are read
-        monkeypatch.setattr("sfumato.training.run.load", lambda *_, **__: pytest.fail("the model was loaded"))
+        monkeypatch.setattr("sfumato.training.train.load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from tiny import tiny_config
 from torch import Tensor
 
 from sfumato.training.config import GRPOConfig
-from sfumato.training.run import train
+from sfumato.training.train import train
 
 REWARD = """
 import os, pathlib, signal

@@ -15,12 +15,12 @@ from rich.console import Console
 from run_folders import assert_same_run, checkpoint_of, metrics_of
 from tiny import CLASS_NAMES, tiny_conditions, tiny_config
 
-from sfumato.algorithms.losses import LossConfig
-from sfumato.models.library import load
+from sfumato.data.pictures import COLUMNS, tiles
+from sfumato.families.library import load
+from sfumato.objectives.grpo import LossConfig
 from sfumato.rewards.pixels import brightness
 from sfumato.training.logger import MetricsFile
-from sfumato.training.pictures import COLUMNS, tiles
-from sfumato.training.run import Run, train
+from sfumato.training.train import Run, train
 
 QUIET = Console(quiet=True)
 

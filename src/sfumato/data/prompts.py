@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import Encode, caption_conditions, pick, spread
+from sfumato.data.classes import Encode, caption_conditions, pick, spread
 from sfumato.errors import UserError
 from sfumato.rollout import Conditions
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from sfumato.data.conditions import caption_conditions, class_conditions, spread
+from sfumato.data.classes import caption_conditions, class_conditions, spread
 from sfumato.data.prompts import Prompt
 from sfumato.errors import UserError
 from sfumato.evaluation.targets import Drawing
-from sfumato.models.text import load_text_encoder
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
+from sfumato.text.encoders import load_text_encoder
 
 
 def ask_classes(generator: Generator, drawing: Drawing, labels: Sequence[int], names: Sequence[str]) -> Conditions:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
 from sfumato.errors import UserError
-from sfumato.evaluation.geneval import COLOURS, Detection
+from sfumato.evaluation.geneval_scoring import COLOURS, Detection
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip, load_clip
-from sfumato.rewards.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
 
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.emoji.judges import Classifier, load_classifier
 from sfumato.errors import UserError
-from sfumato.evaluation.images import Images, batches
+from sfumato.evaluation.image_sets import Images, batches
 from sfumato.evaluation.inception import WEIGHTS, Inception
-from sfumato.models.classifier import Classifier, load_classifier
 from sfumato.rewards import classifier as imagenet
 from sfumato.rewards import needs
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.evaluation.accuracy import at_emoji_size
-from sfumato.models.classifier import load_classifier
-from sfumato.models.releases import imagenet_class_names
+from sfumato.data.imagenet_classes import imagenet_class_names
+from sfumato.emoji.judges import load_classifier
+from sfumato.evaluation.class_accuracy import at_emoji_size
 from sfumato.rewards import classifier as imagenet
 
 Recogniser = Literal["emoji", "resnet50", "efficientnet-lite0"]

@@ -8,13 +8,13 @@ import torch
 
 from sfumato.data.images import find_images
 from sfumato.errors import UserError
-from sfumato.evaluation.images import ArrayImages, DrawnImages, Images, StoredImages, by_number
+from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, Images, StoredImages, by_number
+from sfumato.families.library import find_model, load, locate
+from sfumato.families.releases import RELEASES
 from sfumato.files import state
-from sfumato.inference import InferenceOptions
-from sfumato.models.library import find_model, load, locate
-from sfumato.models.releases import RELEASES
 from sfumato.policy import Generator, LogitsFilter, Policy, drawing_policy
 from sfumato.rollout import Conditions
+from sfumato.settings import InferenceOptions
 
 
 @dataclass(frozen=True, kw_only=True)

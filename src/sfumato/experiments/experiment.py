@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Suite
+from sfumato.evaluation.runner import Suite
 from sfumato.evaluation.tables import number, with_interval
 from sfumato.training.config import GRPOConfig
 

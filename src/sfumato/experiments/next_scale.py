@@ -25,7 +25,7 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
-from sfumato.models.releases import RELEASES
+from sfumato.families.releases import RELEASES
 from sfumato.recipes.emoji import emoji_colorful
 from sfumato.recipes.var import var_recipe
 from sfumato.training.config import GRPOConfig

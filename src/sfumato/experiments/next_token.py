@@ -30,7 +30,7 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
-from sfumato.models.releases import RELEASES
+from sfumato.families.releases import RELEASES
 from sfumato.recipes.emoji import emoji_llamagen_colorful
 from sfumato.recipes.llamagen import llamagen_recipe
 from sfumato.training.config import GRPOConfig

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from sfumato.data.pictures import COLUMNS
 from sfumato.evaluation.plots import draw_line, panels
 from sfumato.evaluation.tables import to_markdown
 from sfumato.experiments.experiment import BASE, Bars, Curve, Experiment, Findings, Sweep
 from sfumato.files import write_text
-from sfumato.training.pictures import COLUMNS
 
 FEW, WINDOW = 12, 7
 """points of a curve that are drawn as they are; steps of the running mean of one with more"""

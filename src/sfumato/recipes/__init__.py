@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from sfumato.pretraining.pretrain import AnyPretrainConfig
 from sfumato.recipes import emoji, llamagen, pretraining, var
 from sfumato.training.config import GRPOConfig
-from sfumato.training.pretrain import AnyPretrainConfig
 
 Config = TypeVar("Config")
 

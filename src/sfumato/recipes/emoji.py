@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from sfumato.algorithms.losses import LossConfig
+from sfumato.objectives.grpo import LossConfig
 from sfumato.training.config import GRPOConfig
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from sfumato.algorithms.losses import LossConfig
+from sfumato.objectives.grpo import LossConfig
 from sfumato.training.config import GRPOConfig
 
 MICRO_BATCH = {"b": 32, "l": 16, "xl": 8}

@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
-from sfumato.inference import Inference
-from sfumato.models.llamagen import LlamaGenConfig
-from sfumato.models.var import VARConfig
-from sfumato.models.vq import VQConfig
-from sfumato.models.vqvae import VQVAEConfig
-from sfumato.training.generator import GeneratorTraining
-from sfumato.training.pretrain import (
+from sfumato.families.llamagen.network import LlamaGenConfig
+from sfumato.families.llamagen.tokenizer import VQConfig
+from sfumato.families.var.network import VARConfig
+from sfumato.families.var.tokenizer import VQVAEConfig
+from sfumato.pretraining.generator_stage import GeneratorTraining
+from sfumato.pretraining.pretrain import (
     ClassifierPretrainConfig,
     ImageTextPretrainConfig,
     PretrainConfig,
     RivalPretrainConfig,
 )
-from sfumato.training.tokenizer import TokenizerTraining
+from sfumato.pretraining.tokenizer_stage import TokenizerTraining
+from sfumato.settings import Inference
 
 
 def emoji_var() -> PretrainConfig:

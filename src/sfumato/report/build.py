@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sfumato.errors import UserError
-from sfumato.evaluation.run import label
+from sfumato.evaluation.runner import label
 from sfumato.files import finite, write_text
 from sfumato.report.folders import Row, differences, read_evaluation, read_run
 

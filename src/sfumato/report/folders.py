@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from sfumato.data.pictures import COLUMNS, tiles
 from sfumato.errors import UserError
-from sfumato.evaluation.run import flat
-from sfumato.training.pictures import COLUMNS, tiles
+from sfumato.evaluation.runner import flat
 
 MAX_POINTS = 1000
 """of a curve"""

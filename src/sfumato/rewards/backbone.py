@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import crop_square, normalise
 from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import crop_square, normalise
 from sfumato.rewards.sharing import OncePerBatch
 
 CAPTIONS_KEPT = 100_000

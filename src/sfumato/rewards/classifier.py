@@ -11,12 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.data.conditions import find_labels
-from sfumato.errors import UserError
-from sfumato.models.classifier import load_rival
-from sfumato.models.releases import imagenet_class_names
-from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import (
+from sfumato.data.classes import find_labels
+from sfumato.data.imagenet_classes import imagenet_class_names
+from sfumato.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     centre_crop,
@@ -24,6 +21,9 @@ from sfumato.rewards.preprocessing import (
     normalise,
     resize_shortest,
 )
+from sfumato.emoji.judges import load_rival
+from sfumato.errors import UserError
+from sfumato.rewards import needs
 from sfumato.rewards.sharing import OncePerBatch
 from sfumato.rollout import Conditions
 

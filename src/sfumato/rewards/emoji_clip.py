@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.models.image_text import ImageTextModel, load_image_text
+from sfumato.emoji.image_text import ImageTextModel, load_image_text
 from sfumato.rollout import Conditions
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from sfumato.data.preprocessing import to_pictures
 from sfumato.errors import UserError
-from sfumato.rewards.preprocessing import to_pictures
 
 Item = TypeVar("Item")
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import pad_square
 from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip
-from sfumato.rewards.preprocessing import pad_square
 from sfumato.rollout import Conditions
 
 

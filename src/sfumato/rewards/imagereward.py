@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sfumato.data.preprocessing import crop_square, normalise
 from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.aesthetic import build_head
-from sfumato.rewards.preprocessing import crop_square, normalise
 from sfumato.rewards.sharing import OncePerBatch
 from sfumato.rollout import Conditions
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import to_bytes
 from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import to_bytes
 from sfumato.rollout import Conditions
 
 QUOTED = re.compile(r"(?<!\w)[\"“”'‘’]([^\"“”]+?)[\"“”'‘’](?!\w)")

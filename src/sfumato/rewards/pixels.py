@@ -7,7 +7,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sfumato.rewards.preprocessing import to_pictures
+from sfumato.data.preprocessing import to_pictures
 from sfumato.rollout import Conditions
 
 LUMA = (0.299, 0.587, 0.114)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import to_pictures
 from sfumato.rewards import needs
-from sfumato.rewards.preprocessing import to_pictures
 
 MAX_NEW_TOKENS = 256
 """of an answer"""

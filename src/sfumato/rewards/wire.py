@@ -20,8 +20,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sfumato.data.images import to_rgb
+from sfumato.data.preprocessing import to_bytes
 from sfumato.errors import UserError
-from sfumato.rewards.preprocessing import to_bytes
 from sfumato.rollout import Conditions
 
 TENSORS, JSON = "application/x-safetensors", "application/json"

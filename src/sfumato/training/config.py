@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sfumato.algorithms.losses import LossConfig
 from sfumato.errors import UserError
+from sfumato.objectives.grpo import LossConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.algorithms.advantages import decoupled_advantages, group_advantages
-from sfumato.algorithms.losses import LossStats, grpo_loss
-from sfumato.data.conditions import ConditionSampler
+from sfumato.data.classes import ConditionSampler
+from sfumato.engine.process import Workers
+from sfumato.engine.schedule import cosine_schedule
+from sfumato.engine.timing import PhaseTimer
 from sfumato.errors import UserError
+from sfumato.objectives.advantages import decoupled_advantages, group_advantages
+from sfumato.objectives.grpo import LossStats, grpo_loss
 from sfumato.policy import Generator, Policy, with_guidance, with_transformer
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
 from sfumato.rollout import Conditions, Rollout, concatenate
 from sfumato.training.config import GRPOConfig
-from sfumato.training.distributed import Workers
-from sfumato.training.schedule import cosine_schedule
-from sfumato.training.timing import PhaseTimer
 
 Result = TypeVar("Result")
 

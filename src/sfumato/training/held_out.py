@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.evaluation.accuracy import class_accuracy
+from sfumato.emoji.judges import Classifier
+from sfumato.evaluation.class_accuracy import class_accuracy
 from sfumato.files import write_text
-from sfumato.models.classifier import Classifier
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
 from sfumato.rollout import Rollout

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import find_labels
+from sfumato.data.classes import find_labels
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
+from sfumato.emoji.judges import Classifier, load_classifier
 from sfumato.errors import UserError
-from sfumato.evaluation.accuracy import class_hits
 from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
-from sfumato.evaluation.images import batches
+from sfumato.evaluation.class_accuracy import class_hits
+from sfumato.evaluation.image_sets import batches
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
-from sfumato.models.classifier import Classifier, load_classifier
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
 

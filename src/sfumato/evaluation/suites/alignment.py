@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import find_classes, find_labels
+from sfumato.data.classes import find_classes, find_labels
 from sfumato.errors import UserError
-from sfumato.evaluation.accuracy import top_hits
 from sfumato.evaluation.asking import ask_classes
-from sfumato.evaluation.images import batches
+from sfumato.evaluation.class_accuracy import top_hits
+from sfumato.evaluation.image_sets import batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.recognition import Recogniser, Recognition, load_recogniser
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
 from sfumato.rewards import WeightedSum, build_reward

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import find_classes
+from sfumato.data.classes import find_classes
+from sfumato.emoji.judges import load_classifier
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes
 from sfumato.evaluation.features import Network, features_of, load_extractor
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.statistics import class_distances, inside, radii
 from sfumato.evaluation.suites.imagenet import features_of_reference
 from sfumato.evaluation.targets import Drawing, Target
-from sfumato.models.classifier import load_classifier
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
 

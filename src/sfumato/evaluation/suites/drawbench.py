@@ -8,9 +8,9 @@ import torch
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_prompts
-from sfumato.evaluation.images import Images, batches
+from sfumato.evaluation.image_sets import Images, batches
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
 from sfumato.rewards import build_reward

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.conditions import find_classes, spread
+from sfumato.data.classes import find_classes, spread
 from sfumato.data.prompts import find_prompts, read_prompts
+from sfumato.emoji.judges import load_classifier
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
 from sfumato.files import write_text
-from sfumato.models.classifier import load_classifier
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
 

@@ -14,10 +14,10 @@ from sfumato.data.prompts import Prompt, read_prompts
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_prompts
 from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
-from sfumato.evaluation.geneval import COLOURS, RELATIONS, is_correct, keep, summary
-from sfumato.evaluation.images import StoredImages, batches
+from sfumato.evaluation.geneval_scoring import COLOURS, RELATIONS, is_correct, keep, summary
+from sfumato.evaluation.image_sets import StoredImages, batches
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.suites.drawbench import asked, first_prompts
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.files import write_text

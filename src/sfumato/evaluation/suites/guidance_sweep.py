@@ -8,7 +8,7 @@ import torch
 from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.plots import plot_sweep
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity

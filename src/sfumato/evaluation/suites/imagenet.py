@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sfumato.emoji.judges import load_classifier
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, repeated
 from sfumato.evaluation.features import Extractor, Features, Network, features_of, load_extractor
 from sfumato.evaluation.measurement import Figure, Measurement
-from sfumato.evaluation.run import Measure
+from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.statistics import Moments, frechet_distance, inception_score, inside, radii
 from sfumato.evaluation.targets import Drawing, Target
-from sfumato.models.classifier import load_classifier
 from sfumato.policy import Generator
 from sfumato.rollout import Conditions
 

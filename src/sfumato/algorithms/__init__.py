@@ -1,1 +1,0 @@
-"""Reinforcement-learning algorithms as pure functions on tensors."""

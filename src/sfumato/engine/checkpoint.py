@@ -1,0 +1,38 @@
+"""What a checkpoint holds beside weights, and a digest that tells models apart."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from sfumato.errors import UserError
+from sfumato.files import write_atomically
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A digest of up to 64 numbers of every tensor: another one once a model was trained on."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
+        digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write tensors, numbers and strings in nested dicts and lists, atomically."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict:
+    """Read what `save_state` wrote; no code in the file is run.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint: there is no {path}; nothing to resume") from error
+    except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint: {path} is damaged ({reason}); delete it to resume from the one before") from error

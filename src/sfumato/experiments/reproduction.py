@@ -1,0 +1,136 @@
+"""Running an experiment: its runs, its evaluations, and the files that it leaves."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from sfumato.data.pictures import save_png, to_pil
+from sfumato.emoji.source import EmojiImages
+from sfumato.errors import UserError
+from sfumato.evaluation.measurement import Measurement
+from sfumato.evaluation.runner import evaluate
+from sfumato.experiments.experiment import BASE, Experiment, Findings
+from sfumato.experiments.outputs import write_numbers, write_pictures, write_plot, write_summary
+from sfumato.files import check_writable, write_atomically
+from sfumato.training.config import GRPOConfig
+from sfumato.training.logger import read_lines, read_metrics
+from sfumato.training.train import train
+
+FILES = ("plot.png", "pictures.png", "numbers.csv", "summary.md")
+"""what an experiment leaves"""
+
+
+def reproduce(
+    name: str, experiment: Experiment, out: Path, work: Path, device: str, console: Console, command: str = ""
+) -> bool:
+    """Run what is not there yet, measure, and write plot, pictures, numbers and summary to `out/NAME`.
+
+    Runs go to `work/runs`, named by their settings, so that experiments share them; evaluations to
+    `work/evaluations`. Both go on where they were interrupted. The summary names the `command` if it is given. Returns
+    False if a run was interrupted.
+
+    Raises:
+        UserError: a setting is wrong, or a folder holds something else.
+    """
+    place = out / name
+    check_place(place)
+    check_writable("work", work)
+    runs = {run: dataclasses.replace(config, device=device) for run, config in experiment.runs.items()}
+    for config in runs.values():
+        config.validate()
+    folders = {run: work / "runs" / folder_name(config) for run, config in runs.items()}
+
+    def measure(moment: str, targets: Mapping[str, str]) -> dict[str, dict[str, Measurement]]:
+        measured = {}
+        for suite_name, suite in experiment.suites.items():
+            console.print(f"{name}: measuring {suite_name}, {moment} training", highlight=False, soft_wrap=True)
+            folder = work / "evaluations" / name / suite_name / moment
+            results = evaluate(
+                suite, list(targets.values()), folder, torch.device(device), lambda line: None, option="work"
+            )
+            measured[suite_name] = dict(zip(targets, results.values(), strict=True))
+        return measured
+
+    before = measure("before", {BASE: experiment.model})  # what a suite lacks shows before anything long
+    for number, (run, folder) in enumerate(folders.items(), start=1):
+        if not is_finished(folder, runs[run]):
+            console.print(f"{name}: run {number} of {len(folders)}, {run}: {folder}", highlight=False, soft_wrap=True)
+            if not train(runs[run], folder, resume=(folder / "config.json").exists(), console=console):
+                return False
+    after = measure("after", {run: str(folder) for run, folder in folders.items()})
+    measured = {suite: before[suite] | after[suite] for suite in experiment.suites}
+    findings = Findings({run: read_curves(folder) for run, folder in folders.items()}, measured)
+    place.mkdir(parents=True, exist_ok=True)
+    write_numbers(findings, place / "numbers.csv")
+    write_plot(experiment, findings, place / "plot.png")
+    write_pictures(folders, place / "pictures.png")
+    write_summary(command or f"sfumato reproduce {name}", experiment, findings, place / "summary.md")
+    return True
+
+
+def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
+    """Real images: those at the path, or emoji on their scenes composed from the npm package, as generators see them.
+
+    Raises:
+        UserError: there is nothing at the path.
+    """
+    if not path.exists():
+        raise UserError(f"reference: {path} is not there; give a folder of images, an .npz file or the emoji package")
+    if not (path / "emoji.json").is_file():
+        return path
+    finished = folder / "emoji"
+    if not finished.is_dir():
+        source = EmojiImages(path)
+        rng = torch.Generator().manual_seed(0)
+        index = torch.multinomial(source.weights, count, replacement=True, generator=rng)
+
+        def write(place: Path) -> None:
+            for first in range(0, count, 64):
+                for number, picture in enumerate(to_pil(source[index[first : first + 64]][0]), start=first):
+                    save_png(picture, place / f"{number:05d}.png")
+
+        folder.mkdir(parents=True, exist_ok=True)
+
+        write_atomically(finished, write)
+    return finished
+
+
+def folder_name(config: GRPOConfig) -> str:
+    """Model, rewards and a digest of all settings but the device: the same run has the same folder."""
+    settings = {**dataclasses.asdict(config), "device": None}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    rewards = re.sub(r"[^a-z0-9]+", "-", " ".join(config.reward).lower()).strip("-")
+    return f"{Path(config.model).name}-{rewards[:40].strip('-')}-{digest}"
+
+
+def is_finished(folder: Path, config: GRPOConfig) -> bool:
+    """Whether the run has its last checkpoint."""
+    return (folder / f"checkpoints/step-{config.steps:06d}").is_dir()
+
+
+def read_curves(folder: Path) -> list[dict[str, float]]:
+    """Metrics of a run, and of its fixed set (`fixed/...`) and held-out set (in the metrics already)."""
+    fixed = [
+        {"step": row["step"], **{f"fixed/{name}": row[name] for name in ("entropy", "reward_mean")}}
+        for row in read_lines(folder / "fixed_set.jsonl")
+    ]
+    return [*read_metrics(folder), *fixed]
+
+
+def check_place(place: Path) -> None:
+    """Refuse to write into a folder with other files, or where none can be.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    check_writable("out", place)
+    if place.is_dir():
+        others = sorted(path.name for path in place.iterdir() if path.name not in FILES and path.name[0] != ".")
+        if others:
+            raise UserError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")

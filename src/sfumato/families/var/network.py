@@ -1,0 +1,242 @@
+"""VAR: a transformer that draws an image scale by scale (Tian et al., 2024).
+
+Tokens of one scale are drawn in parallel, given all coarser scales. The model follows the published network to
+the letter, so that released weights load; the two departures are noted where they are made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sfumato.errors import UserError
+from sfumato.nn.attention import KeyValueCache, project
+
+
+@dataclass(frozen=True, kw_only=True)
+class VARConfig:
+    """Shape of a VAR transformer; the scales, the vocabulary and the code width are its tokenizer's."""
+
+    depth: int = 16
+    """number of blocks"""
+    width: int = 1024
+    """width of the residual stream"""
+    num_heads: int = 16
+    """attention heads"""
+    mlp_ratio: float = 4.0
+    """hidden width of the feed-forward network over `width`"""
+    num_classes: int = 1000
+    """classes, without the null class of guidance"""
+    shared_adaln: bool = False
+    """one projection of the class embedding for all blocks, with a learned offset each (d36)"""
+    l2_attention: bool = True
+    """unit-length queries and keys with a learned temperature a head"""
+    norm_eps: float = 1e-6
+    """epsilon of the layer norms"""
+
+    def __post_init__(self):
+        if self.width % self.num_heads:
+            raise UserError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the sequence, which sees the keys up to its own end."""
+
+    start: int
+    end: int
+    mask: Bool[Tensor, "T N"] | None = None
+    """which of these keys each position sees; all if None"""
+
+
+def attend(
+    query: Float[Tensor, "B H T d"],
+    key: Float[Tensor, "B H T d"],
+    value: Float[Tensor, "B H T d"],
+    spans: Sequence[Span],
+    softmax_scale: float,
+) -> Float[Tensor, "B H T d"]:
+    """Attention span by span: most scores that one mask over everything would throw away are never computed."""
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, span.start : span.end],
+            key[:, :, : span.end],
+            value[:, :, : span.end],
+            attn_mask=span.mask,
+            scale=softmax_scale,
+        )
+        for span in spans
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; keys have no bias."""
+
+    MAX_LOG_SCALE = 4.605170185988092  # log 100: the published clamp of the learned temperature
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.full((config.num_heads, 1, 1), 4.0).log()) if config.l2_attention else None
+        # Without l2 normalisation the published softmax scale is a quarter of the usual 1/sqrt(d).
+        self.softmax_scale = 1.0 if config.l2_attention else 0.25 / (width // config.num_heads) ** 0.5
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], spans: Sequence[Span], cache: KeyValueCache | None
+    ) -> Float[Tensor, "B T C"]:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = project(self.qkv, x, bias).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, d)
+        if self.log_scale is not None:
+            query = F.normalize(query, dim=-1) * self.log_scale.clamp_max(self.MAX_LOG_SCALE).exp()
+            key = F.normalize(key, dim=-1)
+        if cache is None:
+            out = attend(query, key, value, spans, self.softmax_scale)
+        else:
+            key, value = cache.append(key, value)
+            out = F.scaled_dot_product_attention(query, key, value, scale=self.softmax_scale)
+        return project(self.proj, out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each scaled, shifted and gated by the class (adaLN)."""
+
+    def __init__(self, config: VARConfig):
+        super().__init__()
+        self.eps = config.norm_eps
+        hidden = round(config.width * config.mlp_ratio)
+        self.attention = Attention(config)
+        self.fc1 = nn.Linear(config.width, hidden)
+        self.fc2 = nn.Linear(hidden, config.width)
+        self.modulation = None if config.shared_adaln else nn.Linear(config.width, 6 * config.width)
+        self.modulation_offset = (
+            nn.Parameter(torch.randn(6, config.width) / config.width**0.5) if config.shared_adaln else None
+        )
+
+    def modulate(self, embedding: Float[Tensor, "B C"], shared: Tensor | None) -> Float[Tensor, "B 6 C"]:
+        """Gates (attention, feed-forward), scales and shifts of this block."""
+        if self.modulation is not None:
+            return self.modulation(F.silu(embedding)).unflatten(1, (6, -1))
+        assert shared is not None
+        assert self.modulation_offset is not None
+        return shared + self.modulation_offset
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T C"],
+        modulation: Float[Tensor, "B 6 C"],
+        spans: Sequence[Span] = (),
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
+        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), spans, cache))
+        hidden = F.gelu(project(self.fc1, self.norm(x, scale2, shift2)), approximate="tanh")
+        return torch.addcmul(x, gate2, project(self.fc2, hidden))
+
+    def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Layer norm with the class's scale and shift."""
+        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=self.eps), 1 + scale)
+
+
+class VARTransformer(nn.Module):
+    """The network: class labels and codes of the scales before in, logits out."""
+
+    levels: Tensor
+    mask: Tensor
+
+    def __init__(self, config: VARConfig, scales: Sequence[int], vocab_size: int, latent_channels: int):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.units = tuple(side * side for side in scales)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)  # the last row is the null class
+        self.start_position = nn.Parameter(torch.empty(self.units[0], width))
+        self.positions = nn.Parameter(torch.empty(sum(self.units), width))
+        self.level_embedding = nn.Embedding(len(self.units), width)
+        self.code_projection = nn.Linear(latent_channels, width)
+        self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head_modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, vocab_size)
+        # On the CPU whatever the default device, so that a model built on "meta" is complete once its weights are in.
+        levels = torch.arange(len(self.units), device="cpu").repeat_interleave(torch.tensor(self.units, device="cpu"))
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The published initialisation: std sqrt(1 / 3C), shallower output projections, small gates and head."""
+        std = (1 / self.config.width / 3) ** 0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for weight in (self.class_embedding.weight, self.level_embedding.weight, self.positions, self.start_position):
+            nn.init.trunc_normal_(weight, std=std)
+        with torch.no_grad():
+            self.head.weight.mul_(0.02)
+            self.head_modulation.weight.mul_(0.5)
+            gates = 2 * self.config.width
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                block.attention.proj.weight.div_((2 * self.config.depth) ** 0.5)
+                block.fc2.weight.div_((2 * self.config.depth) ** 0.5)
+                if block.modulation is not None:
+                    block.modulation.weight[gates:].mul_(0.5)
+                    block.modulation.weight[:gates].mul_(1e-5)
+                if block.modulation_offset is not None:
+                    block.modulation_offset[2:].mul_(0.5)
+                    block.modulation_offset[:2].mul_(1e-5)
+
+    def modulations(self, embedding: Float[Tensor, "R C"]) -> list[Float[Tensor, "R 6 C"]]:
+        """Every block's gates, scales and shifts for the class embeddings; the same at all positions."""
+        shared = None
+        if self.shared_modulation is not None:
+            shared = self.shared_modulation(F.silu(embedding)).unflatten(1, (6, -1))
+        return [block.modulate(embedding, shared) for block in self.blocks]  # pyright: ignore[reportCallIssue]
+
+    def embed_start(self, embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R u C"]:
+        """Input of the first scale: the class itself."""
+        return embedding[:, None] + self.start_position + self._place(slice(0, self.units[0]))
+
+    def embed_codes(self, codes: Float[Tensor, "R T Z"], first: int) -> Float[Tensor, "R T C"]:
+        """Input of the later scales, whose first position in the sequence is `first`."""
+        return self.code_projection(codes) + self._place(slice(first, first + codes.shape[1]))
+
+    def _place(self, span: slice) -> Float[Tensor, "T C"]:
+        return self.positions[span] + self.level_embedding(self.levels[span])
+
+    def spans(self) -> list[Span]:
+        """The two finest scales, most of all tokens, on their own; the coarser ones together under a mask."""
+        coarse = sum(self.units[:-2])
+        spans = [Span(0, coarse, self.mask[:coarse, :coarse])] if coarse else []
+        for unit in self.units[-2:]:
+            start = spans[-1].end if spans else 0
+            spans.append(Span(start, start + unit))
+        return spans
+
+    def classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
+        """Logits, in float32 even under autocast. The raw class embedding modulates, also with shared adaLN."""
+        with torch.autocast(x.device.type, enabled=False):
+            scale, shift = self.head_modulation(F.silu(embedding.float())).unsqueeze(1).chunk(2, dim=-1)
+            normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.config.norm_eps)
+            return project(self.head, normed * (1 + scale) + shift)
+
+    def forward(self, labels: Int[Tensor, " R"], codes: Float[Tensor, "R T Z"]) -> Float[Tensor, "R L V"]:
+        """Teacher-forced logits of all scales; `codes` are the inputs of all but the first."""
+        embedding = self.class_embedding(labels)
+        x = torch.cat([self.embed_start(embedding), self.embed_codes(codes, self.units[0])], dim=1)
+        spans = self.spans()
+        for block, modulation in zip(self.blocks, self.modulations(embedding), strict=True):
+            x = block(x, modulation, spans=spans)
+        return self.classify(x, embedding)

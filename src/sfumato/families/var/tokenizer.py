@@ -1,0 +1,155 @@
+"""The multi-scale image tokenizer.
+
+`MultiScaleVQVAE` is VAR's tokenizer (Tian et al., 2024, algorithms 1 and 2): an image becomes a pyramid of
+token maps, each of which quantises what the coarser ones left over.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sfumato.nn.autoencoder import Decoder, Encoder, downsampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig:
+    """Shape of a multi-scale tokenizer; the defaults are the released `vae_ch160v4096z32`."""
+
+    scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    """side of each token map, coarse to fine"""
+    vocab_size: int = 4096
+    """number of codes, shared by all scales"""
+    latent_channels: int = 32
+    """width of a code"""
+    base_channels: int = 160
+    """width of the first encoder level"""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """width of each level over `base_channels`; every level but the last halves the side"""
+    num_res_blocks: int = 2
+    """residual blocks a level in the encoder; the decoder has one more"""
+    patch: int = 1
+    """pixel-unshuffle factor before the encoder (and shuffle after the decoder); 1 is the published network"""
+    norm_groups: int = 32
+    """groups of each group norm"""
+    num_phi: int = 4
+    """residual "phi" convolutions, shared out over the scales"""
+    phi_ratio: float = 0.5
+    """weight of the convolution in phi; the identity has the rest"""
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side for each token of the finest map."""
+        return downsampling(self)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.scales[-1] * self.downsampling
+
+
+def phi_assignment(num_phi: int, num_scales: int) -> tuple[int, ...]:
+    """Which of the `num_phi` shared convolutions each scale uses.
+
+    The published rule takes the tick nearest to i / (S - 1); for four convolutions and ten scales two of those
+    are ties that float64 rounding settles, so the arithmetic is kept to the letter: 0 0 1 1 1 2 2 3 3 3.
+    """
+    margin = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
+    ticks = np.linspace(margin, 1 - margin, num_phi)
+    return tuple(int(np.argmin(np.abs(ticks - i / (num_scales - 1)))) for i in range(num_scales))
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Residual quantisation over scales with one codebook (VAR, algorithms 1 and 2)."""
+
+    usage: Tensor
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.scales = config.scales
+        self.phi_ratio = config.phi_ratio
+        self.phi_index = phi_assignment(config.num_phi, len(config.scales))
+        channels = config.latent_channels
+        self.codebook = nn.Embedding(config.vocab_size, channels)
+        self.phi = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(config.num_phi))
+        self.register_buffer("usage", torch.zeros(len(config.scales), config.vocab_size))
+
+    def embed(self, tokens: Tensor) -> Float[Tensor, "B u C"]:
+        """Codes of tokens (B, u), or the mean code of token distributions (B, u, V)."""
+        return tokens @ self.codebook.weight if tokens.is_floating_point() else self.codebook(tokens)
+
+    def nearest(self, vectors: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
+        """Index of the code with the smallest Euclidean distance to each vector."""
+        codes = self.codebook.weight
+        distances = vectors.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * vectors @ codes.T
+        return distances.argmin(1)
+
+    def upsample(self, scale: int, codes: Float[Tensor, "B u C"]) -> Float[Tensor, "B C h w"]:
+        """What scale number `scale` adds to the feature map: its codes enlarged (bicubic) and passed through phi."""
+        side, full = self.scales[scale], self.scales[-1]
+        h = codes.transpose(1, 2).unflatten(2, (side, side))
+        if scale < len(self.scales) - 1:
+            h = F.interpolate(h, size=(full, full), mode="bicubic")
+        phi = self.phi[self.phi_index[scale]]
+        return h * (1 - self.phi_ratio) + phi(h) * self.phi_ratio
+
+    def downsample(self, scale: int, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C s s"]:
+        """The feature map seen at the side of scale number `scale` (area average)."""
+        if scale == len(self.scales) - 1:
+            return features
+        return F.interpolate(features, size=(self.scales[scale],) * 2, mode="area")
+
+    def quantize(self, features: Float[Tensor, "B C h w"]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Quantise coarse to fine.
+
+        Returns, a scale each: tokens (B, s·s), the feature map accumulated so far (B, C, h, w), and the
+        vectors (B·s·s, C) that were quantised.
+        """
+        tokens, accumulated, quantized = [], [], []
+        rest = features
+        total = torch.zeros_like(features)
+        for scale in range(len(self.scales)):
+            vectors = self.downsample(scale, rest).permute(0, 2, 3, 1).flatten(0, 2)
+            index = self.nearest(vectors).unflatten(0, (features.shape[0], -1))
+            added = self.upsample(scale, self.embed(index))
+            total = total + added
+            rest = rest - added
+            tokens.append(index)
+            accumulated.append(total)
+            quantized.append(vectors)
+        return tokens, accumulated, quantized
+
+
+class MultiScaleVQVAE(nn.Module):
+    """VAR's tokenizer. Images are in [0, 1] outside and in [-1, 1] inside, as the weights expect."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        channels = config.latent_channels
+        self.pre_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.post_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.quantizer = MultiScaleQuantizer(config)
+
+    def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Encoder features before quantisation, of images in [0, 1]."""
+        return self.pre_conv(self.encoder(images * 2 - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
+        """Tokens of images in [0, 1], scales concatenated coarse to fine, row-major inside a scale."""
+        tokens, _, _ = self.quantizer.quantize(self.features(images))
+        return torch.cat(tokens, dim=1)
+
+    def decode_features(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """What the decoder makes of an accumulated feature map: images about [-1, 1], not clamped."""
+        return self.decoder(self.post_conv(features))
+
+    def reconstruct(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1] decoded from an accumulated feature map."""
+        return (self.decode_features(features).clamp(-1, 1) + 1) / 2

@@ -1,0 +1,149 @@
+"""Pre-training of a tokenizer: reconstruction, edges and vector quantisation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from sfumato.data.classes import spread
+from sfumato.data.images import ImageSource
+from sfumato.data.pictures import grid
+from sfumato.engine.optimizer import descend
+from sfumato.engine.schedule import cosine_schedule
+from sfumato.families.llamagen.tokenizer import UnitQuantizer, VQModel
+from sfumato.families.var.tokenizer import MultiScaleQuantizer, MultiScaleVQVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining:
+    """How a tokenizer is trained."""
+
+    steps: int = 4000
+    """optimizer steps"""
+    batch_size: int = 16
+    """images a step"""
+    learning_rate: float = 1e-3
+    """peak of AdamW's cosine schedule"""
+    warmup_steps: int = 100
+    """linear warm-up"""
+    max_grad_norm: float = 1.0
+    """gradient clipping"""
+    l1_weight: float = 0.1
+    """absolute error beside the squared one"""
+    edge_weight: float = 0.1
+    """absolute error of horizontal and vertical differences"""
+    commitment_weight: float = 0.25
+    """pull of the encoder to its codes (VQ-VAE's beta)"""
+    codebook_decay: float = 0.99
+    """moving average of the vectors assigned to each code"""
+
+
+class CodebookAverages:
+    """The codebook as a moving average of the vectors assigned to each code; dead codes restart at live vectors."""
+
+    def __init__(self, quantizer: MultiScaleQuantizer | UnitQuantizer, decay: float, dead_below: float = 0.1):
+        self.quantizer, self.decay, self.dead_below = quantizer, decay, dead_below
+        quantizer.codebook.requires_grad_(False)
+        self.counts = torch.zeros(quantizer.codebook.num_embeddings)
+        self.sums = torch.zeros_like(quantizer.codebook.weight)
+
+    @torch.no_grad()
+    def update(self, vectors: Float[Tensor, "N C"], tokens: Int[Tensor, " N"], rng: torch.Generator) -> None:
+        counts = torch.bincount(tokens, minlength=len(self.counts)).to(vectors.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, tokens, vectors)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        dead = self.counts < self.dead_below * (1 - self.decay)
+        if dead.any():
+            replacements = vectors[torch.randint(len(vectors), (int(dead.sum()),), generator=rng)]
+            self.counts[dead] = 1 - self.decay
+            self.sums[dead] = replacements * (1 - self.decay)
+        self.quantizer.codebook.weight.copy_(self.sums / self.counts[:, None])
+
+
+def edge_loss(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+    """Mean absolute error of the horizontal and vertical differences between neighbouring pixels."""
+    error = images - targets
+    return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+
+
+def psnr(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    """Peak signal-to-noise ratio in dB of images in [0, 1]."""
+    return -10 * (images - targets).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def tokenizer_loss(
+    model: MultiScaleVQVAE | VQModel, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
+) -> tuple[Tensor, dict[str, float], Tensor, Tensor]:
+    """Loss, statistics, and the quantised vectors (N, C) with their codes (N,) for the codebook's averages."""
+    features = model.features(images)
+    tokens, accumulated, vectors = model.quantizer.quantize(features)
+    # The codebook follows its averages, so of the quantiser's terms this one trains phi alone ...
+    phi_loss = torch.stack([F.mse_loss(a, features.detach()) for a in accumulated]).mean()
+    # Every scale commits, as published: the coarse ones keep the features from growing without bound.
+    commitment = torch.stack([F.mse_loss(features, a.detach()) for a in accumulated]).mean()
+    # ... and the decoder's gradient passes the quantiser straight through to the encoder.
+    output = model.decode_features(features + (accumulated[-1] - features).detach())
+    targets = images * 2 - 1
+    squared, absolute = F.mse_loss(output, targets), F.l1_loss(output, targets)
+    reconstruction = squared + config.l1_weight * absolute + config.edge_weight * edge_loss(output, targets)
+    loss = reconstruction + phi_loss + config.commitment_weight * commitment
+    decibels = psnr((output.detach().clamp(-1, 1) + 1) / 2, images).mean()
+    stats = {
+        "loss": loss.item(),
+        "psnr": decibels.item(),
+        "quantization_error": phi_loss.item(),
+        "feature_rms": features.detach().square().mean().sqrt().item(),
+    }
+    return loss, stats, torch.cat(vectors).detach(), torch.cat([t.flatten() for t in tokens])
+
+
+class TokenizerTrainer:
+    """One tokenizer, its optimizer and codebook averages: `step` trains on a batch, `state` is all that resumes."""
+
+    def __init__(
+        self, model: MultiScaleVQVAE | VQModel, source: ImageSource, config: TokenizerTraining, rng: torch.Generator
+    ):
+        self.model, self.source, self.config, self.rng = model, source, config, rng
+        self.averages = CodebookAverages(model.quantizer, config.codebook_decay)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+        self.schedule: Callable[[int], float] = cosine_schedule(config.steps, config.warmup_steps)
+
+    def step(self, step: int) -> dict[str, float]:
+        index = torch.multinomial(self.source.weights, self.config.batch_size, replacement=True, generator=self.rng)
+        images, _ = self.source[index]
+        loss, stats, vectors, tokens = tokenizer_loss(self.model, images, self.config)
+        rate = self.config.learning_rate * self.schedule(step)
+        norm = descend(self.optimizer, loss, rate, self.config.max_grad_norm)
+        self.averages.update(vectors, tokens, self.rng)
+        used = (self.averages.counts > self.averages.dead_below * (1 - self.averages.decay)).float().mean()
+        return {**stats, "grad_norm": norm, "codes_used": used.item()}
+
+    @torch.no_grad()
+    def sample(self) -> Image.Image:
+        """Images of the source beside their reconstructions."""
+        images, _ = self.source[torch.tensor(spread(len(self.source), 32))]
+        pairs = torch.stack([images, self.model.reconstruct(self.quantized(images))], dim=1)
+        return grid(pairs.flatten(0, 1), columns=8)
+
+    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Feature maps after quantisation at all scales."""
+        return self.model.quantizer.quantize(self.model.features(images))[1][-1]
+
+    def state(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counts": self.averages.counts,
+            "sums": self.averages.sums,
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averages.counts, self.averages.sums = state["counts"], state["sums"]

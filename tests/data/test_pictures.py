@@ -1,0 +1,49 @@
+"""Grids of images, by pixel."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sfumato.data.pictures import grid, save_png, side_by_side, tiles, to_pil
+
+
+def test_grid():
+    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    images = colours[:, :, None, None].expand(-1, -1, 4, 5)
+    sheet = np.array(grid(images, columns=2, zoom=3, gap=2))
+    assert sheet.shape == (2 * (12 + 2) + 2, 2 * (15 + 2) + 2, 3)
+    for row, column, colour in ((0, 0, (255, 0, 0)), (0, 1, (0, 255, 0)), (1, 0, (0, 0, 255)), (1, 1, (255,) * 3)):
+        tile = sheet[2 + row * 14 : 14 + row * 14, 2 + column * 17 : 17 + column * 17]
+        assert (tile == colour).all()
+    assert (sheet[:2] == 255).all()
+    assert (sheet[:, 17:19] == 255).all()
+
+
+def test_a_grid_is_cut_into_its_images():
+    images = torch.linspace(0, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
+    cut = tiles(grid(images, columns=2, zoom=3), columns=2)
+    assert len(cut) == 6  # the last row has one image and a place left white
+    for tile, image in zip(cut, to_pil(images), strict=False):
+        assert np.array_equal(np.array(tile), np.array(image).repeat(3, 0).repeat(3, 1))
+    assert (np.array(cut[5]) == 255).all()
+
+
+def test_rounding_to_bytes():
+    values = torch.tensor([-0.5, 0.0, 0.1, 0.5, 0.999, 1.0, 7.0])
+    picture = to_pil(values.expand(1, 3, 1, 7))[0]
+    # 0.1 is 25.5, which rounds to the even 26; 0.5 is 127.5, to 128.
+    assert np.array(picture)[0, :, 0].tolist() == [0, 0, 26, 128, 255, 255, 255]
+
+
+def test_side_by_side(tmp_path: Path):
+    left, right = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 50), "blue")
+    sheet = side_by_side([("before", left), ("after", right)])
+    save_png(sheet, tmp_path / "new/folder/sheet.png")
+    with Image.open(tmp_path / "new/folder/sheet.png") as picture:
+        pixels = np.array(picture)
+    assert pixels.shape == (50 + 28 + 16, 40 + 20 + 3 * 16, 3)
+    assert (pixels[28:58, 16:56] == (255, 0, 0)).all()
+    assert (pixels[28:78, 72:92] == (0, 0, 255)).all()
+    assert (pixels[:28] < 128).any()  # the titles

@@ -1,0 +1,114 @@
+"""Parity with the published VAR code on tiny models; tolerances are the measurements' own."""
+
+import pytest
+import torch
+from golden_data import GOLDEN, META, VARIANTS, golden_var, outputs
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sfumato.families.var.generator import VAR
+from sfumato.rollout import Conditions
+
+ATOL = 2e-4
+
+
+def conditions(labels: Tensor) -> Conditions:
+    return Conditions(labels=labels, names=tuple(map(str, labels.tolist())))
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tokenizer(variant: str):
+    golden, generator = outputs(variant), golden_var(variant)
+    tokenizer, quantizer = generator.tokenizer, generator.tokenizer.quantizer
+    assert quantizer.phi_index == tuple(META["variants"][variant]["phi_index_per_scale"])
+    images = (golden["images"] + 1) / 2
+    features = tokenizer.features(images)
+    close(features, golden["encoder_features"])
+    _, accumulated, _ = quantizer.quantize(features)
+    close(torch.stack(accumulated), golden["f_hat_per_scale"])
+    assert torch.equal(generator.encode(images), golden["idx"])
+    close(generator.decode(golden["idx"]) * 2 - 1, golden["decoded_image"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_teacher_forced_logits(variant: str):
+    golden, generator = outputs(variant), golden_var(variant)
+    close(generator._inputs(golden["idx"]), golden["var_input"])
+    logits = generator.logits(conditions(golden["labels"]), golden["idx"])
+    close(logits, golden["logits"])
+    close(logits.log_softmax(-1).gather(-1, golden["idx"][..., None])[..., 0], golden["token_logprobs"])
+    null = conditions(torch.full_like(golden["labels"], generator.null_class))
+    close(generator.logits(null, golden["idx"]), golden["logits_null_class"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@torch.no_grad()
+def test_greedy_sampling(variant: str, guidance: float):
+    golden, generator = outputs(variant), golden_var(variant, guidance)
+    name = f"greedy_cfg{str(guidance).replace('.', '') if guidance else 0}"
+    tokens, logits = draw(generator, conditions(golden["labels"]), lambda unit: unit.argmax(-1))
+    close(logits, golden[f"{name}_logits"])
+    assert torch.equal(tokens, golden[f"{name}_idx"])
+    if f"{name}_image" in golden:
+        close(generator.decode(tokens), golden[f"{name}_image"])
+    close(generator.logits(conditions(golden["labels"]), tokens), golden[f"{name}_logits"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_filtered_sampling_with_the_references_random_stream(variant: str):
+    golden, generator = outputs(variant), golden_var(variant, guidance=1.5)
+    rng = torch.Generator().manual_seed(7)
+
+    def choose(logits: Tensor) -> Tensor:
+        probabilities = generator.filter(logits, top_k=12, top_p=0.9).softmax(-1)
+        return torch.multinomial(probabilities.flatten(0, 1), 1, generator=rng).view(logits.shape[:2])
+
+    tokens, _ = draw(generator, conditions(golden["labels"]), choose)
+    assert torch.equal(tokens, golden["seeded_idx"])
+    if "seeded_image" in golden:
+        close(generator.decode(tokens), golden["seeded_image"])
+
+
+def draw(generator: VAR, conditions: Conditions, choose) -> tuple[Tensor, Tensor]:
+    """Tokens chosen scale by scale, and the logits they were chosen from."""
+    state, unit, tokens, logits = generator.start(conditions), None, [], []
+    for _ in generator.units:
+        logits.append(generator.step(state, unit))
+        unit = choose(logits[-1])
+        tokens.append(unit)
+    return torch.cat(tokens, 1), torch.cat(logits, 1)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.9), (12, 0.9), (1, 0.0), (40, 1.0), (5, 0.0)])
+def test_filter(top_k: int, top_p: float):
+    golden = load_file(GOLDEN / "var_filter.safetensors")
+    assert torch.equal(VAR.filter(golden["logits"], top_k, top_p), golden[f"filtered_topk{top_k}_topp{top_p}"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients(variant: str):
+    golden, generator = outputs(variant), golden_var(variant)
+    logits = generator.logits(conditions(golden["labels"]), golden["idx"])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), golden["idx"].flatten())
+    assert loss.item() == pytest.approx(META["variants"][variant]["loss"], abs=1e-5)
+    loss.backward()
+    gradients = published_gradients(generator)
+    for name, norm in META["variants"][variant]["grad_norms"].items():
+        assert gradients[name].norm().item() == pytest.approx(norm, rel=1e-3), name
+        if f"grad.{name}" in golden:
+            error = (gradients[name] - golden[f"grad.{name}"].reshape(gradients[name].shape)).norm().item()
+            assert error <= 1e-3 * norm, name
+
+
+def published_gradients(generator: VAR) -> dict[str, Tensor]:
+    from sfumato.families.published import _published_var
+
+    named = generator.transformer.named_parameters()
+    return {_published_var(name)[0]: p.grad for name, p in named if p.grad is not None}
