@@ -1,4 +1,4 @@
-"""How well the two bundled classifiers of emoji do, each on the other's pictures too, and how far they agree.
+"""Accuracy of the two bundled classifiers of emoji, on their own and on each other's pictures, and their agreement.
 
 python benchmarks/classifiers.py PACKAGE [--images 512]
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sfumato
-from sfumato.data.classes import class_conditions, pick
+from sfumato.data.classes import class_words, pick
 from sfumato.emoji.augmentations import augmented_scenes
 from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.emoji.rival_scenes import rival_scenes
@@ -18,13 +18,14 @@ from sfumato.emoji.source import open_source
 
 @torch.no_grad()
 def report(what: str, images: Tensor, labels: Tensor, models: dict[str, Classifier | PatchClassifier]) -> None:
-    """A line for these pictures: each model's top-1 and top-5 accuracy, and how often both name the same class."""
+    """Print one line for these pictures: top-1 and top-5 accuracy of each model, and how often both predict the same
+    class."""
     logits = {name: torch.cat([model(part) for part in images.split(64)]) for name, model in models.items()}
     line = f"{what:28}"
-    for name, found in logits.items():
-        top = found.topk(5).indices == labels[:, None]
+    for name, scores in logits.items():
+        top = scores.topk(5).indices == labels[:, None]
         line += f"  {name} {top[:, 0].float().mean():6.1%} {top.any(1).float().mean():6.1%}"
-    first, second = (found.argmax(1) for found in logits.values())
+    first, second = (scores.argmax(1) for scores in logits.values())
     print(f"{line}  agree {(first == second).float().mean():6.1%}", flush=True)
 
 
@@ -37,11 +38,11 @@ def main() -> None:
     source = open_source(arguments.data, 64)
     for what, draw in (("evaluation's augmentations", augmented_scenes), ("rival's augmentations", rival_scenes)):
         report(what, *draw(source, arguments.images, torch.Generator().manual_seed(10**6)), models)
-    policy, rng = sfumato.load("emoji-var", temperature=0.7), torch.Generator().manual_seed(0)
-    names = policy.generator.class_names
-    conditions = class_conditions(pick(len(names), arguments.images, rng), names)
-    images = policy.draw(conditions, torch.arange(arguments.images), 64)
-    report("emoji-var, temperature 0.7", images, conditions.labels, models)
+    policy = sfumato.load("emoji-var", guidance=None, temperature=0.7)
+    names, rng = policy.generator.card.class_names, torch.Generator().manual_seed(0)
+    words = class_words(pick(len(names), arguments.images, rng), names)
+    images = policy.draw(policy.request(words), torch.arange(arguments.images), 64)
+    report("emoji-var, temperature 0.7", images, words.labels, models)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Time the drawing of tokens by a LlamaGen: this package's decoder against the published one's way of working.
+"""Compare the decoding speed of a LlamaGen model: this package's decoder against the method of the published one.
 
     python benchmarks/decode.py                  # GPT-B at 256 pixels with random weights, 8 images, guidance 2
-    python benchmarks/decode.py --profile        # where the time of a step goes
+    python benchmarks/decode.py --profile        # a profile of single steps
 
-Both decoders have the same weights and take the likeliest token at every step, so that their tokens must agree. Each
-draws in a process of its own, as a user would run it: by default glibc may give the copies of the published decoder's
-cache back to the system and fault them in again at every token, or may not, as its heap happens to lie. Work is what is
-needed: matrix products with the weights, and attention to the positions so far.
+Both decoders have the same weights and take the most likely token at every step, so their tokens must agree. Each runs
+in its own process, as a user would run it. The published decoder copies its cache at every token. By default, glibc may
+return the memory of these copies to the system, which causes page faults at the next token, or may keep it, depending
+on the state of its heap. Work counts only necessary operations: matrix products with the weights, and attention to the
+positions so far.
 """
 
 import multiprocessing
@@ -25,42 +26,44 @@ from phases import matmul_peak
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.engine.memory import keep_freed_memory
-from sfumato.families.library import imagenet_class_names
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import Block, LlamaGenConfig
 from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
-from sfumato.rollout import Conditions
+from sfumato.policy import Card
+from sfumato.request import ClassInputs
+from sfumato.settings import Settings
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to time."""
+    """Settings of the benchmark."""
 
     depth: int = 12
-    """blocks; the defaults are GPT-B"""
+    """number of blocks; the defaults are those of GPT-B"""
     width: int = 768
     """width of the residual stream"""
     num_heads: int = 12
-    """attention heads"""
+    """number of attention heads"""
     feed_forward_width: int = 2048
     """hidden width of the feed-forward network"""
     grid_size: int = 16
     """side of the token map"""
     images: int = 8
-    """images drawn at once"""
+    """number of images drawn at once"""
     guidance: float = 2.0
     """scale of classifier-free guidance"""
     threads: int = 2
-    """threads of torch"""
+    """number of torch threads"""
     repeats: int = 3
-    """processes for each decoder, of which the median counts"""
+    """number of processes per decoder; the median of their times counts"""
     profile: bool = False
-    """print a profile of 8 steps in the middle of each decoding, and no timings"""
+    """print a profile of 8 steps in the middle of the sequence instead of timings"""
 
 
 def random_generator(arguments: Arguments) -> LlamaGen:
-    """A class-conditional LlamaGen with random weights; its head, which starts at zero, too."""
+    """Build a class-conditional LlamaGen with random weights, including its head, which would start at zero."""
     torch.manual_seed(0)
     config = LlamaGenConfig(
         depth=arguments.depth,
@@ -69,24 +72,24 @@ def random_generator(arguments: Arguments) -> LlamaGen:
         feed_forward_width=arguments.feed_forward_width,
     )
     tokenizer = VQModel(VQConfig(grid_size=arguments.grid_size))
-    generator = LlamaGen(config, tokenizer, imagenet_class_names(), arguments.guidance).eval()
-    torch.nn.init.normal_(generator.transformer.head.weight, std=0.02)
+    generator = LlamaGen(config, tokenizer, Card(family="llamagen", class_names=tuple(imagenet_class_names()))).eval()
+    torch.nn.init.normal_(generator.network.head.weight, std=0.02)
     return generator
 
 
 class PublishedDecoder:
-    """What the published sampler does at a token, written plainly.
+    """A plain implementation of the published sampler's method.
 
-    There is a static cache of the full length, rounded up to a multiple of 8, for the doubled batch; at every token and
-    layer all of it is copied (a repeat over key heads, by 1) and attended to under a mask, by attention in its plain
-    form: the sampler turns the fused forms off. The unconditional half is always computed.
+    It has a static cache of the full length, rounded up to a multiple of 8, for the doubled batch. At every token and
+    layer, it copies the whole cache (a repeat over key heads, by 1) and attends to it under a mask, with the plain
+    attention kernel, because the sampler disables the fused ones. It always computes the unconditional half.
     """
 
-    def __init__(self, generator: LlamaGen, labels: Tensor):
-        self.transformer, config = generator.transformer, generator.config
-        self.guidance, self.num_heads = generator.guidance, config.num_heads
+    def __init__(self, generator: LlamaGen, labels: Tensor, guidance: float):
+        self.network, config = generator.network, generator.config
+        self.guidance, self.num_heads = guidance, config.num_heads
         self.labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
-        self.rotation = self.transformer.positions(1)
+        self.rotation = self.network.positions(1)
         length = -(-len(self.rotation) // 8) * 8
         shape = (config.depth, len(self.labels), config.num_heads, length, config.head_width)
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
@@ -94,23 +97,23 @@ class PublishedDecoder:
         self.position = torch.tensor([0])
 
     def step(self, tokens: Tensor | None) -> Tensor:
-        """Guided logits (B, 1, V) of the next token, given the one before (None at the first)."""
+        """Return guided logits (B, 1, V) of the next token, given the previous token (None for the first token)."""
         if tokens is None:
-            x = self.transformer.class_embedding(self.labels)[:, None]
+            x = self.network.class_embedding(self.labels)[:, None]
         else:
-            x = self.transformer.token_embedding(torch.cat([tokens, tokens]))
-        for layer, block in enumerate(self.transformer.blocks):
+            x = self.network.token_embedding(torch.cat([tokens, tokens]))
+        for layer, block in enumerate(self.network.blocks):
             assert isinstance(block, Block)
             x = x + self.attend(block, layer, norm(x, block.attention_norm))
             gate, up = block.gate_up.weight.chunk(2)
             hidden = norm(x, block.feed_forward_norm)
             x = x + block.down(F.silu(F.linear(hidden, gate)) * F.linear(hidden, up))
         self.position = self.position + 1
-        conditional, unconditional = self.transformer.head(norm(x, self.transformer.norm)).float().chunk(2)
+        conditional, unconditional = self.network.head(norm(x, self.network.norm)).float().chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
     def attend(self, block: Block, layer: int, x: Tensor) -> Tensor:
-        """Attention of one position over the whole cache."""
+        """Compute the attention of one position over the whole cache."""
         query, key, value = block.attention.qkv(x).unflatten(2, (3, self.num_heads, -1)).unbind(2)
         query, key, value = (h.transpose(1, 2) for h in (self.rotate(query), self.rotate(key), value))
         self.keys[layer][:, :, self.position] = key
@@ -122,7 +125,7 @@ class PublishedDecoder:
         return block.attention.proj(out.transpose(1, 2).flatten(2))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """The rotary embedding, pair by pair."""
+        """Apply the rotary embedding, pair by pair."""
         pairs = x.float().unflatten(-1, (-1, 2))
         cosine, sine = self.rotation[self.position][:, None].unbind(-1)
         turned = [pairs[..., 0] * cosine - pairs[..., 1] * sine, pairs[..., 1] * cosine + pairs[..., 0] * sine]
@@ -130,32 +133,32 @@ class PublishedDecoder:
 
 
 def norm(x: Tensor, module: torch.nn.RMSNorm) -> Tensor:
-    """RMS norm, operation by operation."""
+    """Compute the RMS norm, operation by operation."""
     wide = x.float()
     return (wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + (module.eps or 0))).type_as(x) * module.weight
 
 
 def draw(step: Callable[[Tensor | None], Tensor], count: int) -> Tensor:
-    """The first `count` tokens, the likeliest each."""
+    """Draw the first `count` tokens greedily."""
     tokens: list[Tensor] = []
     for _ in range(count):
         tokens.append(step(tokens[-1] if tokens else None).argmax(-1))
     return torch.cat(tokens, dim=1)
 
 
-def needed_operations(generator: LlamaGen, images: int) -> float:
-    """Floating-point operations of drawing: two a weight and row, attention to the positions so far, and the head
-    once an image, since it is linear."""
-    rows = images * (2 if generator.guided else 1)
+def needed_operations(generator: LlamaGen, images: int, guidance: float) -> float:
+    """Return the floating-point operations of drawing: two per weight and row, attention to the positions so far, and
+    the head once per image, because it is linear."""
+    rows = images * (1 if guidance in (0, 1) else 2)
     length = len(generator.units)
-    blocks = 2 * sum(p.numel() for p in generator.transformer.blocks.parameters()) * length
+    blocks = 2 * sum(p.numel() for p in generator.network.blocks.parameters()) * length
     attention = 4 * generator.config.width * generator.config.depth * length * (length + 1) // 2
-    head = 2 * generator.transformer.head.weight.numel() * length
+    head = 2 * generator.network.head.weight.numel() * length
     return rows * (blocks + attention) + images * head
 
 
 def profile(name: str, step: Callable[[Tensor | None], Tensor], length: int, images: int) -> None:
-    """Print the operations that 8 steps about the middle spend their time in."""
+    """Print the operations that take the most time in 8 steps around the middle of the sequence."""
     draw(step, length // 2)
     token = torch.zeros(images, 1, dtype=torch.int64)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -166,33 +169,33 @@ def profile(name: str, step: Callable[[Tensor | None], Tensor], length: int, ima
 
 @dataclass(frozen=True)
 class Drawing:
-    """What one process measured."""
+    """The measurement of one process."""
 
     seconds: float
-    """for all tokens"""
+    """time for all tokens"""
     page_faults: int
-    """pages that the system had to provide on the way, 4 KiB each"""
+    """number of memory pages of 4 KiB that the system had to provide meanwhile"""
     tokens: Tensor
-    """(B, L) what was drawn"""
+    """drawn tokens (B, L)"""
     peak: float
-    """operations a second of square matrix products, measured afterwards"""
+    """operations per second of square matrix products, measured afterwards"""
 
 
 @torch.no_grad()
 def measure(decoder: str, arguments: Arguments) -> Drawing | None:
-    """Draw once with "published", "published, freed memory kept" or "sfumato"; or only print a profile."""
+    """Draw once with "published", "published, freed memory kept" or "sfumato", or print a profile and return None."""
     if decoder != "published":
-        keep_freed_memory()  # as the command does, and the published sampler does not
+        keep_freed_memory()  # as the `sfumato` command does, unlike the published sampler
     torch.set_num_threads(arguments.threads)
     generator = random_generator(arguments)
     length, labels = len(generator.units), torch.arange(arguments.images) * 97 % 1000
     if decoder == "sfumato":
-        state = generator.start(Conditions(labels=labels, names=("",) * len(labels)))
+        state = generator.start(ClassInputs(labels=labels), Settings(guidance=arguments.guidance))
 
         def step(tokens: Tensor | None) -> Tensor:
             return generator.step(state, tokens)
     else:
-        step = PublishedDecoder(generator, labels).step
+        step = PublishedDecoder(generator, labels, arguments.guidance).step
     if arguments.profile:
         return profile(decoder, step, length, arguments.images)
     faults, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
@@ -203,15 +206,15 @@ def measure(decoder: str, arguments: Arguments) -> Drawing | None:
 
 
 def main(arguments: Arguments) -> None:
-    """Let each decoder draw in processes of its own, check that they agree, print the table."""
+    """Run each decoder in its own processes, compare their tokens, and print the table."""
     generator = random_generator(arguments)
-    length, work = len(generator.units), needed_operations(generator, arguments.images)
-    parameters = sum(p.numel() for p in generator.transformer.parameters())
+    length, work = len(generator.units), needed_operations(generator, arguments.images, arguments.guidance)
+    parameters = sum(p.numel() for p in generator.network.parameters())
     print(
         f"{parameters / 1e6:.0f} M parameters, {arguments.images} images of {length} tokens, guidance "
         f"{arguments.guidance}, float32: torch {torch.__version__}, {arguments.threads} threads, {platform.machine()}; "
         f"{work / 1e9:.0f} GFLOP needed\n\n"
-        "| decoder | seconds | ms a token | page faults a token | images/s | GFLOP/s | share of peak |\n"
+        "| decoder | seconds | ms per token | page faults per token | images/s | GFLOP/s | share of peak |\n"
         "|---|---|---|---|---|---|---|",
         flush=True,
     )

@@ -1,11 +1,12 @@
-"""Time each phase of a GRPO step: sample, decode, reward, reference, update.
+"""Time each phase of a training step: sample, decode, reward, reference, update.
 
     python benchmarks/phases.py emoji-var --batch 32
     python benchmarks/phases.py var-d16 --batch 4        # random weights: speed does not depend on them
 
-Prints a Markdown table: seconds, floating-point operations (matrix multiplications, convolutions and attention, as they
-are carried out), and the share of the machine's matrix-multiply peak; then peak memory. The peak is the best of what is
-measured before each phase, so that a moment's disturbance does not flatter the shares. Seconds are told on the way.
+Prints a Markdown table with seconds, floating-point operations (matrix multiplications, convolutions and attention, as
+executed) and the share of the machine's matrix-multiply peak; then the peak memory. The matrix-multiply peak is
+measured before each phase and the best value counts, so a brief slowdown does not inflate the shares. The seconds are
+also printed during the measurement.
 """
 
 import platform
@@ -15,61 +16,62 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Literal
 
 import torch
 import tyro
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfumato.data.classes import ClassSampler
+from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.engine.process import join
-from sfumato.families.library import RELEASES, imagenet_class_names, load
+from sfumato.engine.timing import PhaseTimer
+from sfumato.errors import UserError
+from sfumato.families import load_generator, releases
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.network import VARConfig
 from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
-from sfumato.objectives.advantages import group_advantages
 from sfumato.policy import Policy
 from sfumato.rewards import build_reward
-from sfumato.training.config import GRPOConfig
-from sfumato.training.grpo import GRPO, Experience
+from sfumato.settings import Settings
+from sfumato.training.requests import build_sampler
+from sfumato.training.train import build_engine, build_rollouts
+from sfumato.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to time."""
+    """Settings of the benchmark."""
 
     model: tyro.conf.Positional[str] = "emoji-var"
-    """a bundled generator, or a released one with random weights"""
+    """bundled generator, or released one with random weights"""
     batch: int = 32
-    """images"""
+    """number of images"""
     repeats: int = 3
-    """runs of each phase after a warm-up; the median counts"""
+    """number of runs of each phase after a warm-up; the median counts"""
     guidance: float = 0.0
-    """classifier-free guidance"""
+    """scale of classifier-free guidance"""
     device: str = "auto"
     """auto, cpu or cuda"""
-    precision: Annotated[str, tyro.conf.arg(help="fp32 or bf16")] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """precision of the computation; bf16 uses autocast"""
 
 
 def random_release(name: str) -> VAR:
-    """A released VAR with random weights."""
-    release = RELEASES[name]
-    if not release.is_var:
-        raise ValueError(f"model: {name} is no VAR; benchmarks/decode.py times the decoding of LlamaGen")
+    """Build a released VAR model with random weights."""
+    family, release = releases()[name]
+    if family.name != "var":
+        raise UserError(f"model: {name} is not a VAR model; use benchmarks/decode.py for the decoding of LlamaGen")
+    depth = release.needed["num_heads"]
     with torch.no_grad():
-        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.scales))
-        config = VARConfig(
-            depth=release.depth,
-            width=64 * release.depth,
-            num_heads=release.depth,
-            shared_adaln=release.depth == 36,
-        )
-        return VAR(config, tokenizer, imagenet_class_names()).eval()
+        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.needed["patch_nums"]))
+        config = VARConfig(depth=depth, width=64 * depth, num_heads=depth, shared_adaln=depth == 36)
+        return VAR(config, tokenizer, release.card(family.name)).eval()
 
 
 def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median wall-clock seconds; the caller has warmed up."""
+    """Return the median wall-clock seconds; the caller must have warmed up."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -81,7 +83,7 @@ def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> fl
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Best floating-point operations a second of square matrix products of a few sizes."""
+    """Return the best floating-point operations per second of square matrix products of a few sizes."""
     best = 0.0
     for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -91,17 +93,18 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def attention_operations(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
-    """Operations of the two products of attention (B, heads, T, d) with (B, heads, N, d)."""
+    """Return the operations of the two products of attention between (B, heads, T, d) and (B, heads, N, d)."""
     batch, heads, queries, width = query
     return 2 * batch * heads * queries * key[2] * (width + value[3])
 
 
 def attention_gradient_operations(grad: torch.Size, *shapes: torch.Size, **__: object) -> int:
-    """Two products for every product of the forward pass, and one more that is computed again."""
+    """Return the operations of the backward pass: two products for every product of the forward pass, and one product
+    that is recomputed."""
     return attention_operations(*shapes[:3]) * 5 // 2
 
 
-# Torch's counter knows attention on CUDA alone.
+# Torch's counter knows attention only on CUDA.
 CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_operations,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_gradient_operations,
@@ -109,7 +112,7 @@ CPU_ATTENTION = {
 
 
 def operations(run: Callable[[], object]) -> float:
-    """Floating-point operations of matrix products, convolutions and attention, counted in one run (the warm-up)."""
+    """Count the floating-point operations of matrix products, convolutions and attention in one run (the warm-up)."""
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         run()
     return counter.get_total_flops()
@@ -117,65 +120,67 @@ def operations(run: Callable[[], object]) -> float:
 
 def main(arguments: Arguments) -> None:
     """Time the phases and print the table."""
-    keep_freed_memory()  # as the command does
-    workers = join(arguments.device)
-    device = workers.device
+    keep_freed_memory()  # as the `sfumato` command does
+    process = join(arguments.device)
+    device = process.device
     dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
-    if arguments.model in RELEASES:
-        policy = Policy(random_release(arguments.model).to(device), temperature=0.7)
-    else:
-        policy = load(arguments.model, temperature=0.7, device=device)
-    policy.generator.guidance = arguments.guidance
-    batch = arguments.batch
-    config = GRPOConfig(
+    count = arguments.batch
+    config = TrainConfig(
         model=arguments.model,
+        policy=Settings(guidance=arguments.guidance, temperature=0.7),
+        engine=EngineConfig(micro_batch_size=count, precision=arguments.precision),
         reward={"brightness": 1.0},
-        labels_per_step=1,
-        group_size=batch,
-        minibatch_size=batch,
-        micro_batch_size=batch,
-        sample_batch_size=batch,
-        precision=arguments.precision,  # pyright: ignore[reportArgumentType]
+        groups_per_step=1,
+        group_size=count,
+        minibatch_size=count,
+        sample_batch_size=count,
     )
-    sampler = ClassSampler(policy.generator.class_names)
-    algorithm = GRPO(config, policy, sampler, build_reward(config.reward), workers)
-    conditions = sampler.next(1, algorithm.rng).repeat(batch).to(device)
-    seeds = torch.arange(batch)
+    if arguments.model in releases():
+        generator = random_release(arguments.model).to(device)
+    else:
+        generator = load_generator(arguments.model, device=device)
+    policy, objective = Policy(generator, config.policy), config.objective
+    sampler, reward = build_sampler(config, generator, device), build_reward(config.reward)
+    engine = build_engine(config, policy, process)
+    words = sampler.next(1, torch.Generator().manual_seed(config.seed)).repeat(count)
+    request, seeds = policy.request(words).to(device), torch.arange(count)
 
     @torch.no_grad()
     def phase(run: Callable[[], object]) -> object:
-        with algorithm.autocast():
+        with engine.autocast():
             return run()
 
-    rollout = policy.sample(conditions, seeds)
-    images = policy.decode(rollout.tokens).float()
-    rewards, _ = algorithm.reward(images, conditions)
-    advantages, _ = group_advantages(rewards, batch)
-    with torch.no_grad():
-        reference = algorithm.reference.log_probs(conditions, rollout.tokens)
-    experience = Experience(rollout=rollout, advantages=advantages, reference_log_probs=reference)
+    def ask_reference() -> Tensor:
+        with engine.reference() as before:
+            return before.log_probs(request, tokens)
+
+    rollouts = build_rollouts(config, engine, process, sampler, reward)
+    batch = rollouts.collect(request, seeds, PhaseTimer(device))
+    credit, everything, rate = objective.credit(batch), [torch.arange(count)], config.engine.learning_rate
+    tokens = batch.rollout.tokens
+    images = policy.decode(tokens).float()
     phases: dict[str, Callable[[], object]] = {
-        "sample": lambda: phase(lambda: policy.sample(conditions, seeds)),
-        "decode": lambda: phase(lambda: policy.decode(rollout.tokens)),
-        "reward": lambda: algorithm.reward(images, conditions),
-        "reference": lambda: phase(lambda: algorithm.reference.log_probs(conditions, rollout.tokens)),
-        "update": lambda: algorithm.update(experience, torch.arange(batch)),
+        "sample": lambda: phase(lambda: policy.sample(request, seeds)),
+        "decode": lambda: phase(lambda: policy.decode(tokens)),
+        "reward": lambda: reward(images, words),
+        "reference": lambda: phase(ask_reference),
+        "update": lambda: engine.update(objective.loss, batch, credit, everything, rate),
     }
     measured, peak = {}, 0.0
     for name, run in phases.items():
         work = operations(run)
-        run()  # the second run still faults in memory
+        run()  # the second run still causes page faults
         peak = max(peak, matmul_peak(device, dtype))
         measured[name] = (seconds(run, arguments.repeats, device), work)
         print(f"{name}: {measured[name][0]:.3f} s", file=sys.stderr)
-    print(f"{arguments.model}, batch {batch}, guidance {arguments.guidance}, {arguments.precision}, {device}: ", end="")
+    print(f"{arguments.model}, batch {count}, guidance {arguments.guidance}, {arguments.precision}, {device}: ", end="")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, ", end="")
     print(f"matrix-multiply peak {peak / 1e9:.0f} GFLOP/s\n")
     print("| phase | seconds | images/s | GFLOP | GFLOP/s | share of peak |\n|---|---|---|---|---|---|")
     for name, (took, work) in measured.items():
         rate = work / took
         share = f"{rate / 1e9:.0f} | {rate / peak:.0%}" if work else " | "
-        print(f"| {name} | {took:.3f} | {batch / took:.1f} | {work / 1e9:.1f} | {share} |")
+        print(f"| {name} | {took:.3f} | {count / took:.1f} | {work / 1e9:.1f} | {share} |")
     if device.type == "cuda":
         print(f"\nPeak memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the GPU")
     else:

@@ -1,6 +1,6 @@
-"""Scores per second of every reward that runs without a download, in batches and one at a time.
+"""Scores per second of every reward that needs no download, in batches and one image at a time.
 
-A second is one of processor time, so that other work on the machine does not count.
+Seconds are processor time, so other work on the machine does not count.
 
 python benchmarks/rewards.py [--images 32] [--side 64]
 """
@@ -11,8 +11,8 @@ import time
 import torch
 
 from sfumato.engine.memory import keep_freed_memory
+from sfumato.request import Words
 from sfumato.rewards import Reward, build_reward
-from sfumato.rollout import Conditions
 
 NAMES = (
     "brightness", "colorfulness", "saturation", "jpeg-size", "emoji-clip", "classifier?network=emoji-rival",
@@ -20,9 +20,9 @@ NAMES = (
 )  # fmt: skip
 
 
-def seconds(reward: Reward, images: torch.Tensor, conditions: Conditions, batch: int) -> float:
-    """Time for all images in batches of this size; the images are copied, so that nothing is remembered."""
-    parts = [(images[i].clone(), conditions[i]) for i in torch.arange(len(images)).split(batch)]
+def seconds(reward: Reward, images: torch.Tensor, words: Words, batch: int) -> float:
+    """Return the time for all images in batches of this size; the images are copied, so no cached result is used."""
+    parts = [(images[i].clone(), words[i]) for i in torch.arange(len(images)).split(batch)]
     began = time.process_time()
     for part in parts:
         reward(*part)
@@ -34,16 +34,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--side", type=int, default=64)
     arguments = parser.parse_args()
-    keep_freed_memory()  # as the command does
+    keep_freed_memory()  # as the `sfumato` command does
     count = arguments.images
     images = torch.rand(count, 3, arguments.side, arguments.side, generator=torch.Generator().manual_seed(0))
-    conditions = Conditions(labels=torch.arange(count), names=("red apple",) * count)
-    print(f"{count} images of {arguments.side} pixels, threads: {torch.get_num_threads()}; scores a second")
+    words = Words(labels=torch.arange(count), names=("red apple",) * count)
+    print(f"{count} images of {arguments.side} pixels, threads: {torch.get_num_threads()}; scores per second")
     for name in NAMES:
         reward = next(iter(build_reward({name: 1.0}).parts.values())).reward
-        seconds(reward, images[:1], conditions[:1], 1)
-        batched = count / seconds(reward, images, conditions, count)
-        single = count / seconds(reward, images, conditions, 1)
+        seconds(reward, images[:1], words[:1], 1)
+        batched = count / seconds(reward, images, words, count)
+        single = count / seconds(reward, images, words, 1)
         print(f"{name:40} batched {batched:10.1f}   one at a time {single:10.1f}   {batched / single:5.1f} ×")
 
 

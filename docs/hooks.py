@@ -1,4 +1,4 @@
-"""What the site adds to the pages: summaries that `sfumato reproduce` wrote, and files beside docs/."""
+"""Hooks of the site: they add the summaries that `sfumato reproduce` wrote, and pages from outside docs/."""
 
 import re
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 BESIDE = {"benchmarks/README.md": "benchmarks.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-"""Files of the repository that are pages too, and their names there."""
+"""Files outside docs/ that are also pages, and the names of the pages."""
 MARK = re.compile(r"<!-- results.*?-->", re.DOTALL)
 
 
 def summaries(docs: Path) -> list[Path]:
-    """The summaries that are there, by name."""
+    """Return the existing summaries, sorted by name."""
     return sorted(docs.glob("results/*/summary.md"))
 
 
 def on_config(config: Any) -> Any:
-    """Put every summary into the navigation, after the page of results."""
+    """Add every summary to the navigation, after the results page."""
     docs = Path(config.docs_dir)
     for section in config.nav:
         if "Results" in section:
@@ -26,14 +26,14 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files beside docs/."""
+    """Add the files from outside docs/."""
     for path, name in BESIDE.items():
         files.append(File.generated(config, name, content=(Path(config.docs_dir).parent / path).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Links to the files beside docs/ lead to their pages; the page of results lists the summaries and their claims."""
+    """Point links to files outside docs/ to their pages, and list the summaries and claims on the results page."""
     for path, name in BESIDE.items():
         markdown = markdown.replace(f"](../{path}", f"]({name}")
     if page.file.src_uri != "results.md":
@@ -42,7 +42,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def listed(summary: Path) -> str:
-    """A summary's title, source and claims, and its plot."""
+    """Return a section with the title, source, claims and plot of a summary."""
     text, name = summary.read_text(), summary.parent.name
     title = re.search(r"^# (.*)", text, re.MULTILINE)
     source = re.search(r"^\*(.+?)\.?\*", text, re.MULTILINE)

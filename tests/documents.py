@@ -1,4 +1,4 @@
-"""The commands and the Python code that README.md and docs/ show."""
+"""Extract the commands and the Python code in README.md and docs/."""
 
 import re
 import shlex
@@ -9,21 +9,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("sfumato", "torchrun", "python3", "python", "pip", "npm", "source", "export", "curl")
-"""first words of lines that are meant for a shell"""
+"""First words of shell commands."""
 
 
 def blocks(page: Path) -> Iterator[str]:
-    """The code blocks of a page, fenced and indented, without their indentation."""
+    """Yield the code blocks of a page, fenced and indented, without indentation."""
     text = page.read_text()
     fence = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     indented = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n(?:\n(?= {4}))*)+")
-    found = [*fence.finditer(text), *indented.finditer(fence.sub(lambda m: re.sub(r"[^\n]", "", m[0]), text))]
-    for match in found:
+    matches = [*fence.finditer(text), *indented.finditer(fence.sub(lambda m: re.sub(r"[^\n]", "", m[0]), text))]
+    for match in matches:
         yield textwrap.dedent(match[1] if match.re is fence else match[0])
 
 
 def shell_lines(page: Path) -> Iterator[str]:
-    """Whole lines for a shell, continued ones joined, each part of `a && b` on its own."""
+    """Yield complete shell commands: continued lines are joined, and the parts of `a && b` are separate."""
     for block in blocks(page):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith(PROGRAMS):
@@ -31,9 +31,10 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Arguments of every `sfumato ...` of the code blocks, however it is started."""
+    """Yield the arguments of every `sfumato ...` in code blocks, whichever way it is started."""
     for line in shell_lines(page):
         words = shlex.split(line, comments=True)
+        words = words[: words.index(">")] if ">" in words else words
         if words[0].endswith("sfumato"):
             yield words[1:]
         elif words[0] == "torchrun":
@@ -41,13 +42,13 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def mentions(page: Path) -> Iterator[list[str]]:
-    """Arguments of every `sfumato ...` in the text and in tables."""
+    """Yield the arguments of every `sfumato ...` in text and in tables."""
     for block in re.findall(r"(?<!`)`(sfumato\s[^`]+)`(?!`)", page.read_text()):
         yield shlex.split(block)[1:]
 
 
 def python_blocks(page: Path) -> Iterator[str]:
-    """Code blocks in Python, without the commands that may stand below."""
+    """Yield Python code blocks, without commands that follow in the same block."""
     for block in blocks(page):
         code = "".join(line for line in block.splitlines(keepends=True) if not line.startswith(PROGRAMS))
         if re.search(r"^(import|from|def|class) ", code, re.MULTILINE) and compiles(code):
@@ -55,7 +56,7 @@ def python_blocks(page: Path) -> Iterator[str]:
 
 
 def compiles(code: str) -> bool:
-    """Whether it is Python: sketches of interfaces are not."""
+    """Whether code is valid Python; sketches of interfaces are not."""
     try:
         compile(code, "page", "exec")
     except SyntaxError:

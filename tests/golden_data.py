@@ -1,17 +1,17 @@
-"""Access to the measurements in tests/golden."""
+"""Load the reference measurements in tests/golden."""
 
 import functools
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfumato.families import load_published
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.published import load_llamagen, load_var
 from sfumato.families.var.generator import VAR
-from sfumato.rollout import CaptionFeatures, Conditions
+from sfumato.request import Request
+from sfumato.testing import class_request, text_request
 
 GOLDEN = Path(__file__).parent / "golden"
 META = json.loads((GOLDEN / "var_meta.json").read_text())
@@ -22,44 +22,46 @@ LLAMAGEN_VARIANTS = ("c2i", "c2i_gqa", "t2i")
 
 @functools.cache
 def tokenizer_weights() -> dict[str, Tensor]:
-    """The tokenizer's published state dict."""
+    """Return the published state dict of the tokenizer."""
     parts = (load_file(GOLDEN / f"var_vqvae_{half}_weights.safetensors") for half in ("encoder", "decoder"))
     return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 @functools.cache
 def transformer_weights(variant: str) -> dict[str, Tensor]:
-    """A variant's published state dict."""
+    """Return the published state dict of a variant."""
     return load_file(GOLDEN / f"var_{variant}_weights.safetensors")
 
 
 @functools.cache
 def outputs(variant: str) -> dict[str, Tensor]:
-    """What the reference implementation computed."""
+    """Return the outputs of the reference implementation for a variant."""
     return load_file(GOLDEN / f"var_{variant}.safetensors")
 
 
-def golden_var(variant: str, guidance: float = 0.0) -> VAR:
-    """A fresh generator with a variant's weights."""
+def golden_var(variant: str) -> VAR:
+    """Return a new generator with the weights of a variant."""
     shape = META["variants"][variant]
-    return load_var(
+    generator = load_published(
+        "var",
         transformer_weights(variant),
         tokenizer_weights(),
         patch_nums=shape["patch_nums"],
         num_heads=shape["heads"],
-        guidance=guidance,
     )
+    assert isinstance(generator, VAR)
+    return generator
 
 
 @functools.cache
 def llamagen_weights(variant: str) -> dict[str, Tensor]:
-    """A LlamaGen transformer's published state dict."""
+    """Return the published state dict of a LlamaGen transformer."""
     return load_file(GOLDEN / f"llamagen_{variant}_weights.safetensors")
 
 
 @functools.cache
 def vq_weights(variant: str = "vq16") -> dict[str, Tensor]:
-    """A LlamaGen tokenizer's published state dict."""
+    """Return the published state dict of a LlamaGen tokenizer."""
     names = {"vq16": ("vq16_encoder", "vq16_decoder"), "vq8like": ("vq8like",)}[variant]
     parts = (load_file(GOLDEN / f"llamagen_{name}_weights.safetensors") for name in names)
     return {key: tensor for part in parts for key, tensor in part.items()}
@@ -67,28 +69,28 @@ def vq_weights(variant: str = "vq16") -> dict[str, Tensor]:
 
 @functools.cache
 def llamagen_outputs(variant: str) -> dict[str, Tensor]:
-    """What LlamaGen's reference implementation computed: a transformer's or a tokenizer's variant."""
+    """Return the outputs of LlamaGen's reference implementation for a transformer or tokenizer variant."""
     return load_file(GOLDEN / f"llamagen_{variant}.safetensors")
 
 
-def golden_llamagen(variant: str, guidance: float = 1.0, guidance_interval: int = -1) -> LlamaGen:
-    """A fresh LlamaGen with a variant's weights, in eval mode."""
+def golden_llamagen(variant: str, guidance_interval: int = -1) -> LlamaGen:
+    """Return a new LlamaGen model with the weights of a variant, in eval mode."""
     shape = LLAMAGEN_META["gpt"][variant]
-    generator = load_llamagen(
+    generator = load_published(
+        "llamagen",
         llamagen_weights(variant),
         vq_weights(),
         num_heads=shape["n_head"],
         grid_size=shape["grid"],
-        guidance=guidance,
         guidance_interval=guidance_interval,
     )
-    return generator.eval()
+    assert isinstance(generator, LlamaGen)
+    return generator
 
 
-def llamagen_conditions(variant: str) -> Conditions:
-    """What the four images of a LlamaGen variant were conditioned on."""
+def llamagen_request(variant: str) -> Request:
+    """Return the request for the four images of a LlamaGen variant."""
     golden = llamagen_outputs(variant)
     if variant != "t2i":
-        return Conditions(labels=golden["labels"], names=tuple(map(str, golden["labels"].tolist())))
-    text = CaptionFeatures(features=golden["caption_cond"], mask=golden["caption_mask"].bool())
-    return Conditions(labels=torch.arange(4), names=("three", "eight", "five", "one"), text=text)
+        return class_request(golden["labels"])
+    return text_request(golden["caption_cond"], golden["caption_mask"], ("three", "eight", "five", "one"))

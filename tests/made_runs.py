@@ -1,4 +1,4 @@
-"""Run folders written by hand, so that every number in them is known, and what a report made of them holds."""
+"""Run folders with known numbers, written by hand, and the content of reports on them."""
 
 import json
 import re
@@ -14,19 +14,22 @@ NAMES = tuple(f"thing {n // 2}" for n in range(16))
 
 
 def write_run(folder: Path, steps: int = 4, names: Sequence[str] = NAMES, every: int = 2, **changes: Any) -> Path:
-    """A finished run of that many steps whose pictures are of one colour each, another at every step; the n-th one's
-    reward changes by n - 7 hundredths over the run."""
+    """Write a finished run of `steps` steps.
+
+    Each picture has a single color, which differs from step to step. The reward of the n-th one changes by
+    (n - 7) / 100 over the run.
+    """
     folder.mkdir(parents=True)
-    config = {"model": "emoji-var", "reward": {"dark": 1.0}, "steps": steps, "labels_per_step": 2, "group_size": 4}
-    config |= {"loss": {"clip": 0.2, "kl_weight": 0.1}, "seed": 0} | changes
+    config = {"model": "emoji-var", "reward": {"dark": 1.0}, "steps": steps, "groups_per_step": 2, "group_size": 4}
+    config |= {"objective": {"name": "grpo", "clip": 0.2, "kl_weight": 0.1}, "seed": 0} | changes
     (folder / "config.json").write_text(json.dumps(config))
     write_rows(folder / "metrics.jsonl", [metrics(step) for step in range(1, steps + 1)])
     fixed_set = []
     for step in range(0, steps + 1, every):
         rewards = [0.5 + (n - 7) / 100 * step / steps for n in range(len(names))]
         fixed_set.append({"step": step, "entropy": 1.0, "reward_mean": 0.5, "names": list(names), "rewards": rewards})
-        colours = torch.rand(len(names), 3, 1, 1, generator=torch.Generator().manual_seed(step))
-        save_png(grid(colours.expand(-1, -1, 16, 16), COLUMNS), folder / f"samples/step-{step:06d}.png")
+        colors = torch.rand(len(names), 3, 1, 1, generator=torch.Generator().manual_seed(step))
+        save_png(grid(colors.expand(-1, -1, 16, 16), COLUMNS), folder / f"samples/step-{step:06d}.png")
     write_rows(folder / "fixed_set.jsonl", fixed_set)
     figures = [{"images": 8, "reward_mean": reward, "reward/dark": reward} for reward in (0.25, 0.75)]
     (folder / "evaluation.json").write_text(json.dumps(dict(zip(("before", "after"), figures, strict=True))))
@@ -34,19 +37,19 @@ def write_run(folder: Path, steps: int = 4, names: Sequence[str] = NAMES, every:
 
 
 def metrics(step: int) -> dict[str, float]:
-    """What is logged at a step."""
+    """Return the logged values of a step."""
     row = {"step": step, "reward_mean": step / 7, "reward_std": 0.1, "reward/dark": step / 7, "kl": step / 1000}
     row |= {"entropy": 2 - step / 100, "images_per_second": 20.0 + step % 3, "learning_rate": 1e-4}
     return row | ({"held_out/accuracy": 1 / step} if step % 100 == 0 else {})
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A file of one object a line."""
+    """Write a file with one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def data_of(report: Path) -> dict[str, Any]:
-    """What the page's script reads."""
-    found = re.findall(r'<script id="data" type="application/json">(.*?)</script>', report.read_text(), re.DOTALL)
-    assert len(found) == 1
-    return json.loads(found[0])
+    """Return the data that the page's script reads."""
+    scripts = re.findall(r'<script id="data" type="application/json">(.*?)</script>', report.read_text(), re.DOTALL)
+    assert len(scripts) == 1
+    return json.loads(scripts[0])

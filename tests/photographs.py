@@ -1,4 +1,4 @@
-"""Pictures as tensors."""
+"""Convert pictures to tensors."""
 
 import numpy as np
 import torch
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def as_tensor(picture: Image.Image) -> Tensor:
-    """A picture as a batch of one image in [0, 1]."""
+    """Return a picture as a batch of one image in [0, 1]."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255

@@ -1,4 +1,4 @@
-"""What the documentation shows: every command is parsed, and run where it can be run in a moment; its Python runs."""
+"""Every command in the documentation is parsed, and run if it takes only a moment; its Python code runs."""
 
 import ast
 import contextlib
@@ -17,50 +17,55 @@ from made_runs import write_run
 from PIL import Image
 from tiny import LLAMAGEN, TOKENIZER, TRANSFORMER, VQ_TOKENIZER
 
-from sfumato.cli import Evaluate, Pretrain, Train, parse
+from sfumato.cli.evaluate import Evaluate
+from sfumato.cli.main import parse
+from sfumato.cli.pretrain import Pretrain
+from sfumato.cli.sample import Sample
+from sfumato.cli.train import Train
+from sfumato.errors import UserError
 from sfumato.evaluation.suites import SUITES
 from sfumato.experiments import EXPERIMENTS
 from sfumato.families.library import bundled_models
 from sfumato.families.var.network import VARConfig
-from sfumato.model_commands import Sample
-from sfumato.pretraining.pretrain import PretrainConfig
+from sfumato.pretraining.pretrain_config import PretrainConfig
 
 ELSEWHERE = {
-    r".*--(weights|tokenizer) ": "models/test_library.py::test_releases",
-    r"(sample|evaluate) var-d16 ": "models/test_var_golden.py::test_teacher_forced_logits",
+    r".*--(weights|tokenizer) ": "families/test_library.py::test_releases",
+    r"(sample|evaluate) var-d16 ": "families/test_var_golden.py::test_teacher_forced_logits",
+    r"(sample|evaluate) runs/bigram ": "test_own_code.py::test_commands",
     r"(score|train) .*http://": "rewards/test_server.py::test_training_waits_for_a_server_that_was_killed",
     r"serve ": "rewards/test_server.py::test_the_scores_are_those_of_the_reward",
     r"reproduce \S": "experiments/test_experiments.py::test_reproduce",
-    r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimised",
+    r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimized",
     r"train .*--prompts ": "training/test_llamagen_runs.py::test_a_run_on_captions",
-    r"pretrain emoji-t2i ": "training/test_pretrain_llamagen.py::test_captions_start_from_another_model",
-    r"pretrain emoji-clip ": "training/test_pretrain_llamagen.py::test_image_text_model_learns_and_scores",
-    r"pretrain emoji-rival ": "training/test_rival.py::test_training",
+    r"pretrain emoji-t2i ": "pretraining/test_pretrain_llamagen.py::test_captions_start_from_another_model",
+    r"pretrain emoji-clip ": "pretraining/test_pretrain_llamagen.py::test_image_text_model_learns_and_scores",
+    r"pretrain emoji-rival ": "pretraining/test_rival.py::test_training",
     r".* --resume": "training/test_processes.py::test_resumed_equals_uninterrupted",
     r"report .* out/": "report/test_report.py::test_evaluations_are_shown_too",
-    r"pretrain emoji-classifier ": "training/test_pretrain.py::test_classifier",
+    r"pretrain emoji-classifier ": "pretraining/test_pretrain.py::test_classifier",
 }
 """Commands that need a download, a server or minutes, and the tests that run the same."""
 WORDS = {"SUITE": "alignment", "RECIPE": "emoji-dark", "NAME": "var-kl", "N": "1", "...": "x"}
-"""What stands for placeholders where the parser knows the choices."""
-SMALL = {"images": 4, "per_class": 2, "classes": ("0-1",), "seen": ("0",), "first": 2, "neighbours": 2, "splits": 2}
-"""Options of suites that make them quick."""
+"""Values of placeholders for which the parser knows the choices."""
+SMALL = {"images": 4, "per_class": 2, "classes": ("0-1",), "seen": ("0",), "first": 2, "neighbors": 2, "splits": 2}
+"""Options that make suites quick."""
 DONE: set[str] = set()
-"""Kinds of commands that were run already: pages repeat one another."""
+"""Kinds of commands that were already run; pages repeat one another."""
 page_ids = [str(page.relative_to(ROOT)) for page in PAGES]
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_ids)
 
 
 @pytest.fixture(autouse=True)
 def without_type_checker() -> Iterator[None]:
-    """Commands run as users run them: `pretrain` starts from a marker where a path is to be given."""
+    """Run commands as users do: `pretrain` starts from a marker in place of the path that the user gives."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def parsed(words: list[str]) -> Callable[[], int] | None:
-    """The command, or None where it only prints a list or help."""
+    """The command, or None if it only prints a list or help."""
     if "--help" in words and words[:2] not in (["train", "--help"], ["pretrain", "--help"], ["reproduce", "--help"]):
         with pytest.raises(SystemExit, match="0"):
             parse(words)
@@ -70,11 +75,11 @@ def parsed(words: list[str]) -> Callable[[], int] | None:
 
 @contextlib.contextmanager
 def suppress_missing() -> Iterator[None]:
-    """The name of a command or of an option in a sentence lacks what follows it."""
+    """A sentence may name a command or an option without the arguments that it needs."""
     try:
         yield
-    except ValueError as error:
-        if not str(error).startswith("Missing"):
+    except UserError as error:
+        if error.field != "Missing":
             raise
 
 
@@ -100,7 +105,7 @@ def test_commands_are_known(page: Path, capsys: pytest.CaptureFixture[str]):
 
 @each_page
 def test_other_lines(page: Path):
-    """Extras, scripts and files that shell lines name are there."""
+    """The extras, scripts and files in shell lines exist."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for line in shell_lines(page):
         for names in re.findall(r"(?:sfumato|\.)\[([\w,]+)\]", line):
@@ -111,9 +116,11 @@ def test_other_lines(page: Path):
 
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
-    """A folder, the current one, with what the pages take for granted: runs, images, captions, rewards of one's own."""
+    """The current folder, with everything that the pages assume: runs, images, captions, code of one's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name in ("colorful", "no-kl"):
         (write_run(tmp_path / f"runs/{name}") / "model").symlink_to(bundled_models()["emoji-var"])
     for name, model in {"mine": tiny_model, "d16": bundled_models()["emoji-var"]}.items():
@@ -134,12 +141,14 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
 
 
 def small(command: Any, tiny_model: Path) -> Callable[[], int]:
-    """The same command on a tiny model, in a folder of its own, or with a tiny suite; rewards are not fetched."""
+    """The same command on a tiny model in its own folder, or with a tiny suite; rewards are not fetched."""
     match command:
         case Train(config=config):
-            reward = config.reward if config.model.startswith(("emoji", "runs/")) else {"brightness": 1.0}
-            changes: dict[str, Any] = {"model": str(tiny_model), "reward": reward, "steps": 1, "eval_images": 0}
-            changes |= {"labels_per_step": 2, "group_size": 2, "minibatch_size": 4, "device": "cpu"}
+            is_own = config.model.startswith("examples/")
+            reward = config.reward if is_own or config.model.startswith(("emoji", "runs/")) else {"brightness": 1.0}
+            model = config.model if is_own else str(tiny_model)
+            changes: dict[str, Any] = {"model": model, "reward": reward, "steps": 1, "eval_images": 0}
+            changes |= {"groups_per_step": 2, "group_size": 2, "minibatch_size": 4, "device": "cpu"}
             changes |= {"classes": ("0-3",) if config.classes else ()}
             return replace(command, config=replace(config, **changes), run_dir=Path("made") / command.run_dir)
         case Pretrain(config=PretrainConfig() as config):
@@ -157,7 +166,7 @@ def small(command: Any, tiny_model: Path) -> Callable[[], int]:
 
 
 def smaller(suite: Any) -> Any:
-    """A suite with the options of SMALL that it has and that are not smaller already; likewise one that it sweeps."""
+    """A suite with those options of SMALL that it has; if it sweeps another suite, that one too."""
     changes = {name: value for name, value in SMALL.items() if getattr(suite, name, None)}
     if "of" in {field.name for field in fields(suite)}:
         changes |= {"of": smaller(suite.of), "values": suite.values[:2]}
@@ -169,7 +178,7 @@ def test_commands_run(page: Path, workshop: Path, tiny_model: Path, capsys: pyte
     for words in commands(page):
         line = " ".join(words)
         suite = re.search(r"--suite \S+", line)
-        kind = suite[0] if suite else re.sub(r"\S*[\d/]\S*", "", line)  # but for numbers and paths
+        kind = suite[0] if suite else re.sub(r"\S*[\d/]\S*", "", line)  # without numbers and paths
         if not WORDS.keys().isdisjoint(words) or kind in DONE or any(re.match(known, line) for known in ELSEWHERE):
             continue
         DONE.add(kind)
@@ -185,7 +194,7 @@ def test_commands_run(page: Path, workshop: Path, tiny_model: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("test", ELSEWHERE.values())
-def test_other_tests_are_there(test: str):
+def test_other_tests_exist(test: str):
     file, name = test.split("::")
     assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text()
 
@@ -194,7 +203,7 @@ def test_other_tests_are_there(test: str):
 def test_python_runs(page: Path, workshop: Path):
     shown: dict[str, Any] = {"__name__": "page"}
     for code in python_blocks(page):
-        if re.search(r"t5|cuda", code):  # a download: what it imports is there
+        if re.search(r"t5|cuda", code):  # a download: only its imports run
             code = "\n".join(ast.unparse(node) for node in ast.parse(code).body if isinstance(node, ast.ImportFrom))
         exec(compile(code, str(page), "exec"), shown)
 
@@ -203,3 +212,12 @@ def test_experiments_and_suites_are_listed():
     assert all(f"| `{name}` |" in (ROOT / "docs/how-to/reproduce.md").read_text() for name in EXPERIMENTS)
     assert all(f"`{name}`" in (ROOT / "docs/how-to/evaluate.md").read_text() for name in SUITES)
     assert {folder.name for folder in (ROOT / "docs/results").glob("*") if folder.is_dir()} <= EXPERIMENTS.keys()
+
+
+@each_page
+def test_examples_are_quoted_literally(page: Path):
+    for code in python_blocks(page):
+        if name := re.match(r"# (examples/\w+\.py)", code):
+            lines = (ROOT / name[1]).read_text().splitlines()
+            unknown = [line for line in code.splitlines()[1:] if line not in lines]
+            assert not unknown, name[1]

@@ -1,4 +1,4 @@
-"""Bad input is one line; a bug shows its traceback."""
+"""Bad input prints one line; a bug prints its traceback."""
 
 import subprocess
 import sys
@@ -8,11 +8,11 @@ from command import environment
 
 from sfumato.errors import UserError
 
-PLANTED = "import sfumato.cli as cli; cli.parse = lambda arguments: {body}; raise SystemExit(cli.main([]))"
+PLANTED = "import sfumato.cli.main as cli; cli.parse = lambda arguments: {body}; raise SystemExit(cli.main([]))"
 
 
 def run(body: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`sfumato` whose parser is this expression."""
+    """Run `sfumato` with this expression as its parser."""
     return subprocess.run(
         [sys.executable, "-c", PLANTED.format(body=body)],
         env=environment() | variables, capture_output=True, text=True, timeout=120, check=False,
@@ -40,7 +40,13 @@ def test_bad_input_is_one_line_unless_debugging(debug: str):
 
 @pytest.mark.parametrize(
     ("message", "field"),
-    [("steps: 0 is too small", "steps"), ("loss.clip: 2", "loss.clip"), ("reward 'clip' failed", "reward"), ("", "")],
+    [
+        ("steps: 0 is too small", "steps"),
+        ("objective.clip: 2", "objective.clip"),
+        ("reward 'clip' failed", "reward"),
+        ("print-completion: unknown shell", "print-completion"),
+        ("", ""),
+    ],
 )
 def test_the_field_of_an_error(message: str, field: str):
     assert UserError(message).field == field

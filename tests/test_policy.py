@@ -1,85 +1,84 @@
-"""Sampling and scoring: one distribution, drawn from exactly."""
+"""Sampling and scoring use the same distribution."""
 
 import math
 
 import pytest
 import torch
-from golden_data import golden_llamagen, golden_var, llamagen_conditions
-from tiny import tiny_captions, tiny_conditions, tiny_llamagen, tiny_var
+from errors import bad_input
+from golden_data import golden_llamagen, golden_var, llamagen_request
+from tiny import tiny_captions, tiny_llamagen, tiny_request, tiny_var
 from torch import Tensor
 
 from sfumato.policy import Policy, entropy_of, inverse_cdf, uniform_numbers
-from sfumato.rollout import Conditions
-
-
-def numbered(labels: list[int]) -> Conditions:
-    return Conditions(labels=torch.tensor(labels), names=tuple(map(str, labels)))
+from sfumato.request import ClassInputs
+from sfumato.settings import Settings
+from sfumato.testing import class_request
 
 
 @pytest.mark.parametrize("variant", ["a", "b"])
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("guidance", [None, 1.5])
 @torch.no_grad()
-def test_sampled_equals_recomputed(variant: str, guidance: float):
-    policy = Policy(golden_var(variant, guidance), temperature=0.7)
-    rollout = policy.sample(numbered([0, 3, 9, 3]), torch.tensor([5, 6, 7, 8]))
-    log_probs = policy.log_probs(rollout.conditions, rollout.tokens)
+def test_sampled_equals_recomputed(variant: str, guidance: float | None):
+    policy = Policy(golden_var(variant), Settings(guidance=guidance, temperature=0.7))
+    rollout = policy.sample(class_request([0, 3, 9, 3]), torch.tensor([5, 6, 7, 8]))
+    log_probs = policy.log_probs(rollout.request, rollout.tokens)
     torch.testing.assert_close(rollout.log_probs, log_probs, rtol=0, atol=1e-4)
-    entropy = policy.entropy(rollout.conditions, rollout.tokens)
+    entropy = policy.entropy(rollout.request, rollout.tokens)
     torch.testing.assert_close(rollout.entropy, entropy, rtol=0, atol=1e-4)
-    # Different draws and temperatures would show.
+    # The test would detect another temperature or other draws.
     assert not torch.equal(rollout.tokens[1], rollout.tokens[3])
-    other = Policy(policy.generator, temperature=1.0).log_probs(rollout.conditions, rollout.tokens)
+    other = Policy(policy.generator, Settings(guidance=guidance)).log_probs(rollout.request, rollout.tokens)
     assert (other - log_probs).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("variant", ["c2i", "c2i_gqa", "t2i"])
-@pytest.mark.parametrize(("guidance", "interval"), [(1.0, -1), (0.0, -1), (1.5, -1), (1.5, 4)])
+@pytest.mark.parametrize(("guidance", "interval"), [(1.0, -1), (None, -1), (1.5, -1), (1.5, 4)])
 @torch.no_grad()
-def test_sampled_equals_recomputed_token_by_token(variant: str, guidance: float, interval: int):
-    policy = Policy(golden_llamagen(variant, guidance, interval), temperature=0.7)
-    conditions = llamagen_conditions(variant)[torch.tensor([0, 2, 3, 0])]
-    rollout = policy.sample(conditions, torch.tensor([5, 6, 7, 8]))
-    torch.testing.assert_close(rollout.log_probs, policy.log_probs(conditions, rollout.tokens), rtol=0, atol=1e-4)
-    torch.testing.assert_close(rollout.entropy, policy.entropy(conditions, rollout.tokens), rtol=0, atol=1e-4)
+def test_sampled_equals_recomputed_token_by_token(variant: str, guidance: float | None, interval: int):
+    policy = Policy(golden_llamagen(variant, interval), Settings(guidance=guidance, temperature=0.7))
+    request = llamagen_request(variant)[torch.tensor([0, 2, 3, 0])]
+    rollout = policy.sample(request, torch.tensor([5, 6, 7, 8]))
+    torch.testing.assert_close(rollout.log_probs, policy.log_probs(request, rollout.tokens), rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollout.entropy, policy.entropy(request, rollout.tokens), rtol=0, atol=1e-4)
     assert not torch.equal(rollout.tokens[0], rollout.tokens[3])
 
 
 @torch.no_grad()
 def test_scores_are_those_of_the_guided_logits_over_the_temperature():
-    generator = golden_var("a", 1.5)
-    policy, conditions = Policy(generator, temperature=0.7), numbered([1, 2])
-    tokens = policy.sample(conditions, torch.arange(2)).tokens
-    expected = (generator.logits(conditions, tokens) / 0.7).log_softmax(-1)
-    log_probs = policy.log_probs(conditions, tokens)
+    generator, settings = golden_var("a"), Settings(guidance=1.5, temperature=0.7)
+    policy, request = Policy(generator, settings), class_request([1, 2])
+    tokens = policy.sample(request, torch.arange(2)).tokens
+    expected = (generator.logits(request, tokens, settings) / 0.7).log_softmax(-1)
+    log_probs = policy.log_probs(request, tokens)
     torch.testing.assert_close(log_probs, expected.gather(-1, tokens[..., None])[..., 0], rtol=0, atol=1e-5)
     entropy = -(expected.exp() * expected).sum(-1)
-    torch.testing.assert_close(policy.entropy(conditions, tokens), entropy, rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy.entropy(request, tokens), entropy, rtol=0, atol=1e-5)
 
 
 def test_a_seed_decides_an_image_whatever_the_batch():
-    policy = Policy(golden_var("b", 1.5), temperature=0.7)
+    policy = Policy(golden_var("b"), Settings(guidance=1.5, temperature=0.7))
     labels, seeds = [4, 1, 7, 2, 4], torch.tensor([11, 12, 13, 14, 2**62 - 1])
-    together = policy.sample(numbered(labels), seeds)
-    assert torch.equal(policy.sample(numbered(labels), seeds).tokens, together.tokens)
+    together = policy.sample(class_request(labels), seeds)
+    assert torch.equal(policy.sample(class_request(labels), seeds).tokens, together.tokens)
     for i, label in enumerate(labels):
-        alone = policy.sample(numbered([label]), seeds[i : i + 1])
+        alone = policy.sample(class_request([label]), seeds[i : i + 1])
         assert torch.equal(alone.tokens[0], together.tokens[i])
     order = torch.tensor([3, 0, 4, 2, 1])
-    shuffled = policy.sample(numbered([labels[i] for i in order.tolist()]), seeds[order])
+    shuffled = policy.sample(class_request([labels[i] for i in order.tolist()]), seeds[order])
     assert torch.equal(shuffled.tokens, together.tokens[order])
     assert not torch.equal(together.tokens[0], together.tokens[4])
 
 
 @pytest.mark.parametrize("text", [False, True])
 def test_a_seed_decides_an_image_whatever_the_batch_and_its_captions(text: bool):
-    policy = Policy(tiny_llamagen(guidance=1.5, text=text, guidance_interval=5), temperature=0.7)
+    policy = Policy(tiny_llamagen(text=text, guidance_interval=5), Settings(guidance=1.5, temperature=0.7))
     labels, seeds = [3, 1, 0, 2, 3], torch.tensor([11, 12, 13, 14, 15])
-    conditions = tiny_captions([3, 1, 5, 2], rows=labels) if text else tiny_conditions(labels)
-    together = policy.sample(conditions, seeds)
+    request = tiny_captions([3, 1, 5, 2], rows=labels) if text else tiny_request(labels)
+    together = policy.sample(request, seeds)
     order = torch.tensor([3, 0, 4, 2, 1])
-    assert torch.equal(policy.sample(conditions[order], seeds[order]).tokens, together.tokens[order])
+    assert torch.equal(policy.sample(request[order], seeds[order]).tokens, together.tokens[order])
     for i in range(5):
-        alone = policy.sample(conditions[i : i + 1], seeds[i : i + 1])
+        alone = policy.sample(request[i : i + 1], seeds[i : i + 1])
         assert torch.equal(alone.tokens[0], together.tokens[i])
         torch.testing.assert_close(alone.log_probs[0], together.log_probs[i], rtol=0, atol=1e-5)
     assert not torch.equal(together.tokens[0], together.tokens[4])
@@ -88,42 +87,114 @@ def test_a_seed_decides_an_image_whatever_the_batch_and_its_captions(text: bool)
 
 def test_log_probs_have_gradients_and_samples_have_none():
     policy = Policy(tiny_var())
-    rollout = policy.sample(tiny_conditions([0, 1]), torch.arange(2))
+    rollout = policy.sample(tiny_request([0, 1]), torch.arange(2))
     assert not rollout.log_probs.requires_grad
-    assert policy.log_probs(rollout.conditions, rollout.tokens).requires_grad
+    assert policy.log_probs(rollout.request, rollout.tokens).requires_grad
     assert not policy.decode(rollout.tokens).requires_grad
 
 
-def test_filter_restricts_the_support():
+def test_truncation_restricts_the_support(monkeypatch: pytest.MonkeyPatch):
     generator = golden_var("a")
-    policy = Policy(generator, temperature=0.7)
-    conditions = numbered([0, 1, 2, 3])
-
-    def greedy(logits: Tensor) -> Tensor:
-        return generator.filter(logits, top_k=1)
-
-    first = policy.sample(conditions, torch.arange(4), greedy)
-    assert torch.equal(first.tokens, policy.sample(conditions, torch.arange(4, 8), greedy).tokens)
+    request = class_request([0, 1, 2, 3])
+    greedy = Policy(generator, Settings(temperature=0.7, top_k=1))
+    first = greedy.sample(request, torch.arange(4))
+    assert torch.equal(first.tokens, greedy.sample(request, torch.arange(4, 8)).tokens)
     assert torch.equal(first.log_probs, torch.zeros(4, 30))
     assert torch.equal(first.entropy, torch.zeros(4, 30))
 
-    def even(logits: Tensor) -> Tensor:
+    def even(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+        assert (top_k, top_p) == (5, 0.5)
         return logits.masked_fill(torch.arange(64) % 2 == 1, -torch.inf)
 
-    rollout = policy.sample(conditions, torch.arange(4), even)
+    monkeypatch.setattr(generator, "filter", even)  # the family's own filter is used
+    policy = Policy(generator, Settings(temperature=0.7, top_k=5, top_p=0.5))
+    rollout = policy.sample(request, torch.arange(4))
     assert (rollout.tokens % 2 == 0).all()
     assert rollout.tokens.unique().numel() > 10
-    # The recorded numbers are those of the filtered distribution.
-    logits = even(generator.logits(conditions, rollout.tokens).detach() / 0.7).log_softmax(-1)
+    # The recorded values are those of the filtered distribution.
+    unfiltered = generator.logits(request, rollout.tokens, policy.settings).detach() / 0.7
+    logits = even(unfiltered, 5, 0.5).log_softmax(-1)
     expected = logits.gather(-1, rollout.tokens[..., None])[..., 0]
     torch.testing.assert_close(rollout.log_probs, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(rollout.entropy, entropy_of(logits), rtol=0, atol=1e-4)
+    # Scoring has the same support; tokens outside it are never drawn.
+    scored = policy.log_probs(request, rollout.tokens)
+    torch.testing.assert_close(rollout.log_probs, scored.detach(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(rollout.entropy, policy.entropy(request, rollout.tokens).detach(), rtol=0, atol=1e-4)
+    assert policy.log_probs(request, rollout.tokens + 1).eq(-torch.inf).all()
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_temperature_must_be_positive(temperature: float):
-    with pytest.raises(ValueError, match=r"temperature: .* must be above 0"):
-        Policy(tiny_var(), temperature)
+@pytest.mark.parametrize("settings", [Settings(temperature=0.7, top_k=9), Settings(guidance=1.5, top_p=0.8)], ids=str)
+@torch.no_grad()
+def test_truncated_samples_equal_recomputed(settings: Settings):
+    for policy, request in (
+        (Policy(golden_var("a"), settings), class_request([0, 3, 9, 3])),
+        (Policy(golden_llamagen("t2i"), settings), llamagen_request("t2i")),
+    ):
+        rollout = policy.sample(request, torch.tensor([5, 6, 7, 8]))
+        log_probs = policy.log_probs(request, rollout.tokens)
+        torch.testing.assert_close(rollout.log_probs, log_probs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(rollout.entropy, policy.entropy(request, rollout.tokens), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_settings_of_each_unit():
+    generator, request = golden_var("a"), class_request([0, 3, 9, 3])
+    settings = Settings(temperature=(2.0, 1.0, 0.5, 0.25), top_k=(0, 3, 0, 9), top_p=(0.0, 0.0, 0.7, 0.0))
+    policy = Policy(generator, settings)
+    rollout = policy.sample(request, torch.arange(4))
+    logits = generator.logits(request, rollout.tokens, settings)
+    parts = list(logits.split(generator.units, dim=1))
+    parts = [part / temperature for part, temperature in zip(parts, (2.0, 1.0, 0.5, 0.25), strict=True)]
+    parts[1:] = [generator.filter(parts[1], 3), generator.filter(parts[2], 0, 0.7), generator.filter(parts[3], 9)]
+    expected = torch.cat(parts, dim=1).log_softmax(-1)
+    chosen = expected.gather(-1, rollout.tokens[..., None])[..., 0]
+    torch.testing.assert_close(rollout.log_probs, chosen, rtol=0, atol=1e-4)
+    torch.testing.assert_close(policy.log_probs(request, rollout.tokens), chosen, rtol=0, atol=1e-4)
+    torch.testing.assert_close(policy.entropy(request, rollout.tokens), entropy_of(expected), rtol=0, atol=1e-4)
+    # A list of equal numbers has the same effect as that number.
+    listed = Policy(generator, Settings(temperature=(0.7,) * 4, top_k=(9,) * 4))
+    single = Policy(generator, Settings(temperature=0.7, top_k=9))
+    assert torch.equal(listed.sample(request, torch.arange(4)).tokens, single.sample(request, torch.arange(4)).tokens)
+    for name in ("log_probs", "entropy"):
+        ours, theirs = (getattr(policy, name)(request, rollout.tokens) for policy in (listed, single))
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": (1.0, 0.5)}, {"top_k": (1,) * 5}, {"top_p": (0.5,)}])
+def test_a_list_has_a_value_for_each_unit(setting: dict):
+    (name, values), generator = *setting.items(), golden_var("a")
+    with bad_input(name, str(len(values)), "4"):
+        Policy(generator, Settings(**setting))
+
+
+def test_a_policy_without_settings_is_the_model_as_trained():
+    assert Policy(tiny_var()).settings == Settings()
+
+
+def test_the_request_of_words():
+    words = tiny_request([3, 0, 3]).words
+    request = Policy(tiny_var()).request(words)
+    assert request.words is words
+    assert isinstance(request.inputs, ClassInputs)
+    assert request.inputs.labels.tolist() == [3, 0, 3]
+
+
+def test_a_wrong_number_of_tokens():
+    with bad_input("tokens", "6", "5"):
+        Policy(tiny_var()).log_probs(tiny_request([0]), torch.zeros(1, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, (1.0, 0.0)])
+def test_temperature_must_be_positive(temperature: float | tuple[float, ...]):
+    with bad_input("temperature"):
+        Policy(tiny_var(), Settings(temperature=temperature))
+
+
+def test_drawing_in_parts_is_drawing_at_once():
+    policy, request, seeds = Policy(tiny_var()), tiny_request([0, 1, 2, 3, 4]), torch.arange(5)
+    images = policy.draw(request, seeds, batch_size=2)
+    torch.testing.assert_close(images, policy.decode(policy.sample(request, seeds).tokens), rtol=0, atol=1e-5)
 
 
 def test_inverse_cdf_by_hand():
@@ -134,7 +205,7 @@ def test_inverse_cdf_by_hand():
 
 
 def test_inverse_cdf_never_leaves_the_support():
-    # A zero at the front, zeros at the back, and a sum that rounding has left below 1.
+    # A zero at the start, zeros at the end, and a sum slightly below 1 due to rounding.
     probabilities = torch.cat([torch.zeros(1), torch.full((1000,), 0.9999e-3), torch.zeros(3)])
     uniforms = torch.tensor([[0.0, 0.5, 0.99999, 1 - 2**-24]])
     tokens = inverse_cdf(probabilities.expand(1, 4, -1), uniforms)
@@ -151,20 +222,21 @@ def test_inverse_cdf_frequencies():
     uniforms = uniform_numbers(torch.tensor([0]), count)
     counts = torch.bincount(inverse_cdf(probabilities.expand(1, count, size), uniforms)[0], minlength=size)
     chi_square = ((counts - count * probabilities).square() / (count * probabilities)).sum().item()
-    # 11 degrees of freedom: above 31.3 once in a thousand seeds, and in the hundreds for a wrong distribution.
+    # 11 degrees of freedom: above 31.3 for one seed in a thousand, and in the hundreds for a wrong distribution.
     assert chi_square < 31.3
 
 
 def test_samples_have_the_frequencies_of_the_first_unit():
-    policy = Policy(tiny_var(), temperature=0.5)
-    conditions = tiny_conditions([2] * 4000)
-    tokens = policy.sample(conditions, torch.arange(4000)).tokens[:, 0]
+    policy = Policy(tiny_var(), Settings(temperature=0.5))
+    request = tiny_request([2] * 4000)
+    tokens = policy.sample(request, torch.arange(4000)).tokens[:, 0]
     with torch.no_grad():
-        probabilities = (policy.generator.step(policy.generator.start(conditions[:1]), None)[0, 0] / 0.5).softmax(-1)
+        state = policy.generator.start(request[:1], policy.settings)
+        probabilities = (policy.generator.step(state, None)[0, 0] / 0.5).softmax(-1)
     expected = 4000 * probabilities
     counts = torch.bincount(tokens, minlength=16)
     chi_square = ((counts - expected).square() / expected).sum().item()
-    assert chi_square < 37.7  # 15 degrees of freedom, one in a thousand
+    assert chi_square < 37.7  # 15 degrees of freedom, p = 0.001
 
 
 def test_uniform_numbers():
@@ -173,12 +245,12 @@ def test_uniform_numbers():
     assert not torch.equal(numbers[0], numbers[1])
     assert numbers.min() >= 0
     assert numbers.max() < 1
-    # A prefix does not depend on how many are drawn.
+    # The first numbers do not depend on the count.
     assert torch.equal(uniform_numbers(torch.tensor([4]), 7)[0], numbers[1, :7])
-    # Mean 1/2 and variance 1/12, to five standard errors.
+    # Mean 1/2 and variance 1/12, within five standard errors.
     torch.testing.assert_close(numbers[:2].mean(1), torch.full((2,), 0.5), rtol=0, atol=5 * (1 / 12 / 5000) ** 0.5)
     torch.testing.assert_close(numbers[:2].var(1), torch.full((2,), 1 / 12), rtol=0, atol=5 * (1 / 180 / 5000) ** 0.5)
-    with pytest.raises(ValueError, match="seeds: -1 is negative"):
+    with bad_input("seeds", "-1"):
         uniform_numbers(torch.tensor([0, -1]), 5)
 
 

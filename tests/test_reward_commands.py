@@ -1,4 +1,4 @@
-"""The commands that list rewards, score images and serve a reward."""
+"""Commands that list rewards, score images and serve a reward."""
 
 import json
 from importlib.util import find_spec
@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 from sfumato.rewards import COMPOSITIONS, REWARDS
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Two pictures in folders named after what they show, of different sizes."""
-    for name, colour, size in (("ant", (255, 255, 255), (8, 8)), ("bee", (0, 0, 0), (6, 4))):
+    """Create two pictures of different sizes, in folders named after their content."""
+    for name, color, size in (("ant", (255, 255, 255), (8, 8)), ("bee", (0, 0, 0), (6, 4))):
         (tmp_path / name).mkdir()
-        Image.new("RGB", size, colour).save(tmp_path / name / "picture.png")
+        Image.new("RGB", size, color).save(tmp_path / name / "picture.png")
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
 
@@ -45,8 +45,8 @@ def test_scores_as_a_table_and_as_json(pictures: Path, capsys: pytest.CaptureFix
 def test_captions_and_labels(pictures: Path, capsys: pytest.CaptureFixture[str]):
     (pictures / "r.py").write_text(
         "import torch\n"
-        "def length(images, conditions):\n"
-        "    return torch.tensor([len(caption) for caption in conditions.captions]) + conditions.labels.cpu()\n"
+        "def length(images, words):\n"
+        "    return torch.tensor([len(caption) for caption in words.captions]) + words.labels.cpu()\n"
     )
     for options, expected in (([], [2.0, 2.0]), (["--caption", "an insect", "--label", "100"], [109.0, 109.0])):
         assert main(["score", f"{pictures}/r.py:length", str(pictures), "--json", *options]) == 0
@@ -56,7 +56,7 @@ def test_captions_and_labels(pictures: Path, capsys: pytest.CaptureFixture[str])
 def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[str]):
     (pictures / "r.py").write_text(
         "import torch\n"
-        "def bright_ones(images, conditions):\n"
+        "def bright_ones(images, words):\n"
         "    brightness = images.mean((1, 2, 3))\n"
         "    return torch.where(brightness > 0.5, brightness, torch.nan)\n"
         "bright_ones.last_failure = 'it is too dark'\n"
@@ -68,21 +68,24 @@ def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "field", "pieces"),
     [
-        (["score", "brightness", "{folder}/none"], "images: {folder}/none is not there; give image files or folders"),
-        (["score", "brightness", "{folder}/notes.txt"], "images: {folder}/notes.txt cannot be read"),
-        (["score", "bright", "{folder}/empty"], "images: no .bmp, .jpeg, .jpg, .png, .webp in {folder}/empty; give"),
-        (["score", "brigthness", "{folder}"], "reward: there is no 'brigthness'; did you mean brightness or"),
-        (["serve", "brightness", "--host", "0.0.0.0"], "host: 0.0.0.0 can be reached from outside; set SFUMATO_RE"),
-        (["score", "brightness?levels=0,1", "{folder}"], "reward: the levels of brightness?levels=0,1 have no thresh"),
-        (["serve", "brightness?levels=0,1"], "reward: brightness?levels=0,1 has no thresholds; give them"),
+        (["score", "brightness", "{folder}/none"], "images", ("{folder}/none",)),
+        (["score", "brightness", "{folder}/notes.txt"], "images", ("{folder}/notes.txt",)),
+        (["score", "bright", "{folder}/empty"], "images", (".bmp, .jpeg, .jpg, .png, .webp", "{folder}/empty")),
+        (["score", "brigthness", "{folder}"], "reward", ("'brigthness'", "brightness or")),
+        (["serve", "brightness", "--host", "0.0.0.0"], "host", ("0.0.0.0", "SFUMATO_REWARD_TOKEN")),
+        (["score", "brightness?levels=0,1", "{folder}"], "reward", ("brightness?levels=0,1", "thresholds")),
+        (["serve", "brightness?levels=0,1"], "reward", ("brightness?levels=0,1", "thresholds")),
     ],
 )
-def test_errors(pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str):
+def test_errors(
+    pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], field: str, pieces: tuple[str, ...]
+):
     (pictures / "empty").mkdir()
     assert main([argument.format(folder=pictures) for argument in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("sfumato: " + message.format(folder=pictures))
+    assert error.startswith(f"sfumato: {field}: ")
+    assert all(piece.format(folder=pictures) in error for piece in pieces)
     assert error.count("\n") == 1
     assert torch.is_grad_enabled()

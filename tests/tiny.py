@@ -1,27 +1,40 @@
-"""A generator small enough to train in a test, and runs of it."""
+"""Generators small enough to train in a test, and runs with them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfumato.engine.process import Workers
-from sfumato.families.library import load
+from sfumato.engine.dense import DenseEngine
+from sfumato.engine.engine_config import EngineConfig
+from sfumato.engine.process import Process
+from sfumato.engine.timing import PhaseTimer
+from sfumato.families import load_generator
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
 from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.network import VARConfig
 from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
-from sfumato.objectives.grpo import LossConfig
+from sfumato.objectives import GRPO, Credit, Objective
+from sfumato.policy import Card, Policy
+from sfumato.request import Request
 from sfumato.rewards import build_reward
-from sfumato.rollout import CaptionFeatures, Conditions
-from sfumato.training.config import GRPOConfig
-from sfumato.training.grpo import GRPO
+from sfumato.rollout import Batch
+from sfumato.rollouts.inline import InlineRollouts
+from sfumato.settings import Settings
+from sfumato.testing import class_request, text_request
+from sfumato.training.hooks.hook import Progress
+from sfumato.training.loop import learn
 from sfumato.training.requests import build_sampler
+from sfumato.training.train import build_engine, build_rollouts, learning_rate_of
+from sfumato.training.train_config import TrainConfig
 
+CPU = Process(rank=0, count=1, device=torch.device("cpu"))
+"""A single process."""
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 TOKENIZER = VQVAEConfig(
     scales=(1, 2),
@@ -49,71 +62,112 @@ LLAMAGEN = LlamaGenConfig(depth=2, width=16, num_heads=2, feed_forward_width=24,
 LLAMAGEN_TEXT = replace(LLAMAGEN, num_classes=0, caption_width=6, num_caption_tokens=5)
 
 
-def tiny_var(seed: int = 0, guidance: float = 0.0) -> VAR:
-    """A random generator of 8-pixel images from 5 tokens, whose tokens and classes all make a difference."""
+def tiny_var(seed: int = 0) -> VAR:
+    """Return a random VAR model of 8-pixel images with 5 tokens, in which all tokens and classes have an effect."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        generator = VAR(TRANSFORMER, MultiScaleVQVAE(TOKENIZER), CLASS_NAMES, guidance)
+        generator = VAR(TRANSFORMER, MultiScaleVQVAE(TOKENIZER), Card(family="var", class_names=CLASS_NAMES))
         with torch.no_grad():
-            # Larger than at the start of training, so that what is left out of a computation shows.
-            for parameter in generator.transformer.parameters():
+            # Larger than at the start of training, so that omissions in a computation are noticed.
+            for parameter in generator.network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             generator.tokenizer.decoder.conv_out.weight.mul_(4)
     return generator.eval()
 
 
-def tiny_llamagen(seed: int = 0, guidance: float = 1.0, text: bool = False, guidance_interval: int = -1) -> LlamaGen:
-    """A random generator of 12-pixel images from 9 tokens, class- or text-conditional, where all makes a difference."""
+def tiny_llamagen(seed: int = 0, text: bool = False, guidance_interval: int = -1) -> LlamaGen:
+    """Return a random LlamaGen model of 12-pixel images with 9 tokens, in which all inputs have an effect."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         config, names = (LLAMAGEN_TEXT, ()) if text else (LLAMAGEN, CLASS_NAMES)
-        generator = LlamaGen(config, VQModel(VQ_TOKENIZER), names, guidance, guidance_interval)
+        card = Card(family="llamagen", class_names=names)
+        generator = LlamaGen(config, VQModel(VQ_TOKENIZER), card, guidance_interval)
         with torch.no_grad():
-            for parameter in generator.transformer.parameters():
+            for parameter in generator.network.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.25)
             generator.tokenizer.decoder.conv_out.weight.mul_(4)
     return generator.eval()
 
 
-def tiny_captions(lengths: Sequence[int], rows: Sequence[int] | None = None) -> Conditions:
-    """Random captions of so many text tokens each; `rows` says which caption each image has (one each by default)."""
+def tiny_captions(lengths: Sequence[int], rows: Sequence[int] | None = None) -> Request:
+    """Return random captions of these token counts; `rows` has the caption of each image, one each by default."""
     rng = torch.Generator().manual_seed(7)
-    captions = [torch.randn(8, 6, generator=rng)[:length] for length in lengths]
-    rows = range(len(lengths)) if rows is None else rows
-    names = tuple(f"caption {row}" for row in rows)
-    return Conditions(labels=torch.tensor(list(rows)), names=names, text=CaptionFeatures.padded(captions))
+    return text_request([torch.randn(8, 6, generator=rng)[:length] for length in lengths], rows=rows)
 
 
-def tiny_conditions(labels: Sequence[int]) -> Conditions:
-    """Conditions of the tiny generator; its null class is 5."""
-    return Conditions(labels=torch.tensor(labels), names=tuple((*CLASS_NAMES, "null")[i] for i in labels))
+def tiny_request(labels: Sequence[int]) -> Request:
+    """Return a request for the tiny generator, whose null class is 5."""
+    return class_request(labels, [(*CLASS_NAMES, "null")[i] for i in labels])
 
 
-def tiny_config(model: Path | str, **changes: Any) -> GRPOConfig:
-    """A run of two steps on the tiny generator."""
-    config = GRPOConfig(
+def tiny_config(model: Path | str, **changes: Any) -> TrainConfig:
+    """Return a run of two steps on the tiny generator; changes are fields of the config, its policy or its engine."""
+    policy = Settings(temperature=0.7)
+    engine = EngineConfig(learning_rate=1e-3, final_learning_rate=1e-3, micro_batch_size=4)
+    names = {kind: {field.name for field in fields(kind)} for kind in (Settings, EngineConfig)}
+    config = TrainConfig(
         model=str(model),
+        policy=replace(policy, **{k: v for k, v in changes.items() if k in names[Settings]}),
+        engine=replace(engine, **{k: v for k, v in changes.items() if k in names[EngineConfig]}),
+        objective=GRPO(clip=0.2, kl_weight=0.1),
         reward={"brightness": 1.0},
         steps=2,
-        labels_per_step=2,
+        groups_per_step=2,
         group_size=4,
         minibatch_size=4,
-        micro_batch_size=4,
         sample_batch_size=8,
-        temperature=0.7,
-        learning_rate=1e-3,
-        final_learning_rate=1e-3,
-        loss=LossConfig(clip=0.2, kl_weight=0.1),
         device="cpu",
         eval_images=0,
     )
-    return replace(config, **changes)
+    others = {k: v for k, v in changes.items() if k not in names[Settings] | names[EngineConfig]}
+    return replace(config, **others)
 
 
-def algorithm_of(config: GRPOConfig) -> GRPO:
-    """The algorithm of a config, in this process alone and without a run folder."""
+@dataclass
+class Trainer:
+    """The parts of a run in this process, without a run folder."""
+
+    config: TrainConfig
+    engine: DenseEngine
+    rollouts: InlineRollouts
+    objective: Objective
+    rng: torch.Generator
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in training."""
+        return self.engine.policy
+
+    def step(self, step: int) -> dict[str, float]:
+        """Run one step of the loop, counted from 0; return its metrics."""
+        seen: dict[str, float] = {}
+
+        def look(progress: Progress) -> None:
+            seen.update(progress.metrics)
+
+        learn(
+            step, step + 1, self.rollouts, self.objective, self.engine, [look], self.rng,
+            minibatch_size=self.config.minibatch_size, learning_rate=learning_rate_of(self.config),
+        )  # fmt: skip
+        return seen
+
+    def collect(self, request: Request, seeds: Tensor | None = None) -> tuple[Batch, Credit]:
+        """Return a batch of one image per request, and its credit."""
+        seeds = torch.arange(len(request)) if seeds is None else seeds
+        batch = self.rollouts.collect(request, seeds, PhaseTimer(torch.device("cpu")))
+        return batch, self.objective.credit(batch)
+
+    def update(self, batch: Batch, credit: Credit, minibatch: Tensor) -> dict[str, float]:
+        """Run one optimizer update on these images."""
+        rate = self.config.engine.learning_rate
+        return self.engine.update(self.objective.loss, batch, credit, [minibatch], rate)
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    """Return the parts of a run with this config."""
     config.validate()
-    policy = load(config.model, guidance=config.guidance, temperature=config.temperature)
-    sampler = build_sampler(config, policy.generator, torch.device("cpu"))
-    workers = Workers(rank=0, count=1, device=torch.device("cpu"))
-    return GRPO(config, policy, sampler, build_reward(config.reward), workers)
+    generator = load_generator(config.model)
+    engine = build_engine(config, Policy(generator, config.policy), CPU)
+    sampler = build_sampler(config, generator, CPU.device)
+    rollouts = build_rollouts(config, engine, CPU, sampler, build_reward(config.reward))
+    return Trainer(config, engine, rollouts, config.objective, torch.Generator().manual_seed(config.seed))

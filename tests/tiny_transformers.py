@@ -1,4 +1,4 @@
-"""Small models with random weights, saved as transformers saves the released ones."""
+"""Small models with random weights, saved in the same format as the released ones."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 
 
 def save_clip(folder: Path) -> Path:
-    """A CLIP model of 224-pixel images, its tokenizer and its processor."""
+    """Save a CLIP model for 224-pixel images, with its tokenizer and processor."""
     import transformers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -35,7 +35,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_mask2former(folder: Path, classes: int = 80) -> Path:
-    """A Mask2Former on a Swin backbone, as facebook/mask2former-swin-small-coco-instance, but small and random."""
+    """Save a small random Mask2Former with a Swin backbone, like facebook/mask2former-swin-small-coco-instance."""
     import transformers
 
     backbone = transformers.SwinConfig(
@@ -45,7 +45,7 @@ def save_mask2former(folder: Path, classes: int = 80) -> Path:
         window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],  # pyright: ignore[reportCallIssue]
     )
-    width = 32  # of the group norms
+    width = 32  # a multiple of the 32 groups in the group norms
     config = transformers.Mask2FormerConfig(
         backbone_config=backbone,
         num_labels=classes,  # pyright: ignore[reportCallIssue]
@@ -63,6 +63,6 @@ def save_mask2former(folder: Path, classes: int = 80) -> Path:
         torch.manual_seed(0)
         model = transformers.Mask2FormerForUniversalSegmentation(config)
         with torch.no_grad():
-            model.class_predictor.weight.mul_(40)  # so that it is sure of some of what it sees
+            model.class_predictor.weight.mul_(40)  # so that some predictions are confident
     model.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, with an int where a float is asked for, as PEP 484 has it."""
+"""The run-time type checker of the tests: beartype, with int accepted for float, as in PEP 484."""
 
 from beartype import BeartypeConf, beartype
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 
 sys.exit(main())

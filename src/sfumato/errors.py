@@ -1,16 +1,16 @@
-"""The one error for bad input. Any other exception is a bug."""
+"""The error for bad input. Any other exception is a bug."""
 
 import re
 
 
 class UserError(ValueError):
-    """Bad input: one line that names the field, its value and the remedy.
+    """Bad input, described in one line that states the field, its value and the remedy.
 
-    The command prints it and exits with status 2; everything else is a bug and shows its traceback.
+    The command line prints it and exits with status 2. Any other exception is a bug and shows its traceback.
     """
 
     @property
     def field(self) -> str:
-        """The setting or argument at fault: the first word of the message."""
+        """Name of the setting or argument at fault: the first word of the message."""
         match = re.match(r"[\w.-]+", str(self))
         return match[0] if match else ""

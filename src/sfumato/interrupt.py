@@ -1,4 +1,4 @@
-"""A flag for Ctrl-C."""
+"""A flag that Ctrl-C sets."""
 
 import signal
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether Ctrl-C (or a polite kill) was asked for; true once it was."""
+    """Flag that becomes true once Ctrl-C is pressed or SIGTERM is received."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -16,7 +16,7 @@ class Interrupt:
         return self.requested
 
     def request(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler: the first request is noted; a second one stops at once."""
+        """Signal handler: the first signal sets the flag; a second one stops the program at once."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -24,7 +24,7 @@ class Interrupt:
 
 @contextmanager
 def catch_interrupt() -> Iterator[Interrupt]:
-    """Inside, SIGINT and SIGTERM set the flag, so that a loop can finish its step and save."""
+    """Inside the block, let SIGINT and SIGTERM set a flag, so that a loop can finish its step and save."""
     interrupt = Interrupt()
     previous = {s: signal.signal(s, interrupt.request) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

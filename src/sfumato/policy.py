@@ -1,7 +1,6 @@
-"""A generator as a stochastic policy over tokens: sampling and scoring, the same for every family."""
+"""Treat a generator as a stochastic policy over tokens: sampling and scoring, shared by all families."""
 
-import copy
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,171 +10,190 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.rollout import Conditions, Rollout
-from sfumato.settings import Inference, check_temperature
+from sfumato.request import Inputs, Request, Words
+from sfumato.rollout import Rollout
+from sfumato.settings import Settings
 
-LogitsFilter = Callable[[Float[Tensor, "B u V"]], Float[Tensor, "B u V"]]
-"""Sets the logits of tokens that must not be drawn to -inf."""
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Metadata of a model, stored in the `config.json` of its folder."""
+
+    family: str = ""
+    """name of the family, or path/to/family.py:build"""
+    class_names: tuple[str, ...] = ()
+    """class names; empty if the model reads captions"""
+    settings: Settings = field(default_factory=Settings)
+    """default sampling settings"""
+    judge: str | None = None
+    """classifier trained on the same classes ("emoji"); None if there is no such classifier"""
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """A frozen tokenizer and a network that emits `units[0]`, then `units[1]`, ... tokens in parallel.
+    """A frozen tokenizer and a network that emits units of tokens: `units[0]` tokens in parallel, then `units[1]`, ...
 
-    Guidance is the generator's own business: `step` and `logits` give the same guided distribution.
+    Each family applies guidance itself: `step` and `logits` return the same guided distribution. The policy applies
+    temperature and truncation.
     """
 
+    card: Card
     units: tuple[int, ...]
-    guidance: float
-    inference: Inference
-    """how images are drawn from it outside training, if nothing else is asked for"""
-    class_names: tuple[str, ...]
-    text_encoder: str
-    """what reads the captions of a text-conditional generator; "" for a class-conditional one"""
-    longest_caption: int
-    """text tokens that a text-conditional generator takes; 0 for a class-conditional one"""
+    """number of tokens in each unit; the tokens of a unit are drawn in parallel, the units one after another"""
 
     @property
-    def transformer(self) -> nn.Module:
-        """The trainable network; all else is frozen."""
+    def network(self) -> nn.Module:
+        """The trainable part; everything else is frozen."""
         ...
 
-    def start(self, conditions: Conditions) -> Any:
-        """A fresh decoding state, for `step` alone to read and change."""
+    @property
+    def tokenizer(self) -> nn.Module:
+        """The frozen tokenizer, which converts between images and tokens."""
         ...
 
-    def step(self, state: Any, unit_tokens: Tensor | None) -> Float[Tensor, "B u V"]:
-        """Guided logits of the next unit, given the tokens of the one before (None at the first)."""
+    def inputs(self, words: Words, /) -> Inputs:
+        """Convert words to the inputs of the network."""
         ...
 
-    def logits(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """Guided logits of all units at once, teacher-forced."""
+    def start(self, inputs: Any, settings: Settings, /) -> Any:
+        """Return a new decoding state, which only `step` reads and changes."""
         ...
 
-    def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] of complete token sequences."""
+    def step(self, state: Any, drawn: Tensor | None, /) -> Float[Tensor, "B u V"]:
+        """Return guided logits of the next unit, given the tokens of the previous unit (None for the first unit)."""
         ...
 
-    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
-        """Tokens of images in [0, 1]."""
+    def logits(self, inputs: Any, tokens: Int[Tensor, "B L"], settings: Settings, /) -> Float[Tensor, "B L V"]:
+        """Return guided logits of all units at once, teacher-forced."""
         ...
 
-    def filter(self, logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-        """The family's own top-k and nucleus filter; removed logits become -inf, and 0 turns either off."""
+    def filter(self, logits: Float[Tensor, "B u V"], top_k: int, top_p: float, /) -> Float[Tensor, "B u V"]:
+        """Apply the family's own top-k and nucleus filter: removed logits become -inf; 0 turns either filter off."""
         ...
 
+    def decode(self, tokens: Tensor, /) -> Float[Tensor, "B 3 H W"]:
+        """Decode complete token sequences to images in [0, 1]."""
+        ...
 
-def with_transformer(generator: Generator, transformer: nn.Module) -> Generator:
-    """The same generator around another network; all else is shared."""
-    twin = copy.copy(generator)
-    twin.__dict__["_modules"] = {**generator.__dict__["_modules"], "transformer": transformer}
-    return twin
+    def encode(self, images: Float[Tensor, "B 3 H W"], /) -> Int[Tensor, "B L"]:
+        """Encode images in [0, 1] as tokens."""
+        ...
 
+    def with_network(self, network: nn.Module, /) -> "Generator":
+        """Return a copy of this generator with another network; everything else is shared."""
+        ...
 
-def with_guidance(generator: Generator, guidance: float) -> Generator:
-    """The same generator at another guidance; everything is shared."""
-    twin = copy.copy(generator)
-    twin.guidance = guidance
-    return twin
-
-
-def drawing_policy(generator: Generator, inference: Inference) -> "tuple[Policy, LogitsFilter]":
-    """The generator's policy with these settings, and the filter to sample with."""
-    guided = with_guidance(generator, inference.guidance)
-
-    def keep(logits: Tensor) -> Tensor:
-        return guided.filter(logits, inference.top_k, inference.top_p)
-
-    return Policy(guided, inference.temperature), keep
+    def to(self, device: torch.device | str, /) -> "Generator":
+        """Return this generator with its network and tokenizer on another device."""
+        ...
 
 
 class Policy:
-    """The distribution that a generator draws images from at a temperature.
+    """The distribution of images that a generator and its sampling settings define.
 
-    Scoring divides by the same temperature as sampling, so the log-probabilities of a rollout are those of the
-    distribution it was drawn from.
+    Scoring uses the same settings as sampling, so the log-probabilities of a rollout belong to the distribution that
+    it was drawn from.
     """
 
-    def __init__(self, generator: Generator, temperature: float = 1.0):
-        check_temperature(temperature)
+    def __init__(self, generator: Generator, settings: Settings | None = None):
         self.generator = generator
-        self.temperature = temperature
+        self.settings = settings or Settings()
+        for name in ("temperature", "top_k", "top_p", "guidance"):
+            if getattr(self.settings, name) is not None:
+                self.settings.at(name, len(generator.units))  # rejects lists of the wrong length
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.generator.network.parameters()).device
+
+    def request(self, words: Words) -> Request:
+        """Build a request: the words and the network inputs for them."""
+        return Request(words=words, inputs=self.generator.inputs(words))
 
     @torch.no_grad()
-    def sample(
-        self, conditions: Conditions, seeds: Integer[Tensor, " B"], filter: LogitsFilter | None = None
-    ) -> Rollout:
-        """Draw one image a condition, as tokens.
+    def sample(self, request: Request, seeds: Integer[Tensor, " B"]) -> Rollout:
+        """Sample one image per request, as tokens.
 
         Args:
-            conditions: what to draw, on the generator's device.
-            seeds: one non-negative number an image; it alone decides the image's draws, whatever the batch.
-            filter: restricts the support, for inference; the recorded log-probabilities and entropies are then
-                those of the filtered distribution.
+            request: B requests.
+            seeds: one non-negative number per image; it alone determines the image's random draws, so the other
+                images in the batch make no difference.
+
+        Returns:
+            The tokens, with log-probabilities and entropies of the distribution they were drawn from (after
+            truncation, if the settings truncate).
         """
-        uniforms = uniform_numbers(seeds, sum(self.generator.units)).to(conditions.labels.device)
-        state = self.generator.start(conditions)
+        generator, device = self.generator, self.device
+        uniforms = uniform_numbers(seeds, sum(generator.units)).to(device)
+        state = generator.start(request.inputs.to(device), self.settings)
         tokens, log_probs, entropies = [], [], []
-        unit_tokens = None
-        for unit_uniforms in uniforms.split(self.generator.units, dim=1):
-            logits = self.generator.step(state, unit_tokens).float() / self.temperature
-            if filter is not None:
-                logits = filter(logits)
+        drawn = None
+        for unit, unit_uniforms in enumerate(uniforms.split(generator.units, dim=1)):
+            logits = self._adjust(generator.step(state, drawn).float(), unit)
             unit_log_probs = logits.log_softmax(-1)
-            unit_tokens = inverse_cdf(unit_log_probs.exp(), unit_uniforms)
-            tokens.append(unit_tokens)
-            log_probs.append(unit_log_probs.gather(-1, unit_tokens[..., None])[..., 0])
+            drawn = inverse_cdf(unit_log_probs.exp(), unit_uniforms)
+            tokens.append(drawn)
+            log_probs.append(unit_log_probs.gather(-1, drawn[..., None])[..., 0])
             entropies.append(entropy_of(unit_log_probs))
         return Rollout(
-            conditions=conditions,
+            request=request,
             tokens=torch.cat(tokens, dim=1),
             log_probs=torch.cat(log_probs, dim=1),
             entropy=torch.cat(entropies, dim=1),
         )
 
-    def log_probs(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Log-probability (nats) of each token given those of the units before it."""
-        logits = self.generator.logits(conditions, tokens).float() / self.temperature
+    def log_probs(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """Return the log-probability (nats) of each token given the previous units; -inf if truncation removes it."""
+        logits = self._logits(request, tokens)
         return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").unflatten(0, tokens.shape)
 
-    def entropy(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Entropy (nats) of the distribution at each token, given the tokens of the units before it."""
-        logits = self.generator.logits(conditions, tokens).float() / self.temperature
-        return entropy_of(logits.log_softmax(-1))
+    def entropy(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """Return the entropy (nats) of the distribution at each token, given the previous units."""
+        return entropy_of(self._logits(request, tokens).log_softmax(-1))
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1]."""
+        """Decode tokens to images in [0, 1]."""
         return self.generator.decode(tokens)
 
-    def draw(
-        self,
-        conditions: Conditions,
-        seeds: Integer[Tensor, " B"],
-        batch_size: int = 64,
-        filter: LogitsFilter | None = None,
-    ) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] of any number of conditions, sampled and decoded `batch_size` at a time."""
-        parts = torch.arange(len(conditions)).split(batch_size)
-        return torch.cat([self.decode(self.sample(conditions[i], seeds[i], filter).tokens).float() for i in parts])
+    def draw(self, request: Request, seeds: Integer[Tensor, " B"], batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
+        """Sample and decode any number of requests, `batch_size` at a time; returns images in [0, 1]."""
+        parts = torch.arange(len(request)).split(batch_size)
+        return torch.cat([self.decode(self.sample(request[i], seeds[i]).tokens).float() for i in parts])
+
+    def _logits(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
+        generator, settings = self.generator, self.settings
+        logits = generator.logits(request.inputs.to(self.device), tokens, settings).float()
+        if not settings.truncates and not isinstance(settings.temperature, tuple):
+            return logits / settings.temperature  # all at once, since the settings are the same for all units
+        return torch.cat([self._adjust(part, i) for i, part in enumerate(logits.split(generator.units, dim=1))], dim=1)
+
+    def _adjust(self, logits: Float[Tensor, "B u V"], unit: int) -> Float[Tensor, "B u V"]:
+        """Apply the temperature, then the truncation."""
+        settings, units = self.settings, len(self.generator.units)
+        logits = logits / settings.at("temperature", units)[unit]
+        if not settings.truncates:
+            return logits
+        return self.generator.filter(logits, int(settings.at("top_k", units)[unit]), settings.at("top_p", units)[unit])
 
 
 def uniform_numbers(seeds: Integer[Tensor, " B"], count: int) -> Float[Tensor, "B N"]:
-    """`count` uniform numbers in [0, 1) from each seed: the same on every device and in every batch."""
+    """Return `count` uniform numbers in [0, 1) for each seed, the same on every device and in every batch."""
     if (seeds < 0).any():
-        raise UserError(f"seeds: {int(seeds.min())} is negative; give numbers from 0 up")
+        raise UserError(f"seeds: {int(seeds.min())} is negative; give numbers of 0 or more")
     draws = [np.random.default_rng(seed).random(count, dtype=np.float32) for seed in seeds.tolist()]
     return torch.from_numpy(np.stack(draws))
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B u V"], uniforms: Float[Tensor, "B u"]) -> Int[Tensor, "B u"]:
-    """The token at which the cumulative probability passes the uniform number: a plain multinomial draw."""
+    """Return the first token at which the cumulative probability exceeds the uniform number: a multinomial draw."""
     cumulative = probabilities.cumsum(-1)
-    # Rounding leaves the total a little off 1; scaling by it keeps every draw inside the support.
+    # Rounding leaves the total slightly off 1; scaling by it keeps every draw inside the support.
     threshold = uniforms[..., None] * cumulative[..., -1:]
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0].clamp_max(probabilities.shape[-1] - 1)
 
 
 def entropy_of(log_probs: Float[Tensor, "B T V"]) -> Float[Tensor, "B T"]:
-    """Entropy in nats; tokens of probability 0 (log-probability -inf) count as 0."""
+    """Return the entropy in nats; tokens of probability 0 (log-probability -inf) contribute 0."""
     return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

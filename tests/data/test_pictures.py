@@ -1,4 +1,4 @@
-"""Grids of images, by pixel."""
+"""Grids of images, checked pixel by pixel."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfumato.data.pictures import grid, save_png, side_by_side, tiles, to_pil
+from sfumato.data.pictures import grid, save_png, side_by_side, tiles, to_pictures
 
 
 def test_grid():
-    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    images = colours[:, :, None, None].expand(-1, -1, 4, 5)
+    colors = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    images = colors[:, :, None, None].expand(-1, -1, 4, 5)
     sheet = np.array(grid(images, columns=2, zoom=3, gap=2))
     assert sheet.shape == (2 * (12 + 2) + 2, 2 * (15 + 2) + 2, 3)
-    for row, column, colour in ((0, 0, (255, 0, 0)), (0, 1, (0, 255, 0)), (1, 0, (0, 0, 255)), (1, 1, (255,) * 3)):
+    for row, column, color in ((0, 0, (255, 0, 0)), (0, 1, (0, 255, 0)), (1, 0, (0, 0, 255)), (1, 1, (255,) * 3)):
         tile = sheet[2 + row * 14 : 14 + row * 14, 2 + column * 17 : 17 + column * 17]
-        assert (tile == colour).all()
+        assert (tile == color).all()
     assert (sheet[:2] == 255).all()
     assert (sheet[:, 17:19] == 255).all()
 
@@ -24,16 +24,16 @@ def test_grid():
 def test_a_grid_is_cut_into_its_images():
     images = torch.linspace(0, 1, 5 * 3 * 4 * 4).reshape(5, 3, 4, 4)
     cut = tiles(grid(images, columns=2, zoom=3), columns=2)
-    assert len(cut) == 6  # the last row has one image and a place left white
-    for tile, image in zip(cut, to_pil(images), strict=False):
+    assert len(cut) == 6  # the last row has one image and one white tile
+    for tile, image in zip(cut, to_pictures(images), strict=False):
         assert np.array_equal(np.array(tile), np.array(image).repeat(3, 0).repeat(3, 1))
     assert (np.array(cut[5]) == 255).all()
 
 
 def test_rounding_to_bytes():
     values = torch.tensor([-0.5, 0.0, 0.1, 0.5, 0.999, 1.0, 7.0])
-    picture = to_pil(values.expand(1, 3, 1, 7))[0]
-    # 0.1 is 25.5, which rounds to the even 26; 0.5 is 127.5, to 128.
+    picture = to_pictures(values.expand(1, 3, 1, 7))[0]
+    # 0.1 is 25.5, which rounds to even, 26; 0.5 is 127.5, which rounds to 128.
     assert np.array(picture)[0, :, 0].tolist() == [0, 0, 26, 128, 255, 255, 255]
 
 

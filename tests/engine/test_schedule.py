@@ -1,4 +1,4 @@
-"""The cosine schedule, at its corners."""
+"""The cosine schedule at its edge cases."""
 
 import math
 

@@ -10,6 +10,7 @@ from tiny import LLAMAGEN_TEXT, VQ_TOKENIZER
 from sfumato.families.library import save_model
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.tokenizer import VQModel
+from sfumato.policy import Card
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +20,5 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = replace(LLAMAGEN_TEXT, caption_width=64, text_encoder="word-vectors")
-        save_model(folder, LlamaGen(config, VQModel(VQ_TOKENIZER), ()))
+        save_model(folder, LlamaGen(config, VQModel(VQ_TOKENIZER), Card(family="llamagen")))
     return folder

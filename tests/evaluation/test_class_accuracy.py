@@ -1,4 +1,4 @@
-"""Class accuracy, by hand."""
+"""Class accuracy, checked by hand."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.data.classes import class_conditions
+from sfumato.data.classes import class_words
 from sfumato.emoji.judges import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.evaluation.class_accuracy import class_accuracy
 
 
 class FirstPixel(Classifier):
-    """Prefers the class whose number is in the first pixel, then its neighbours by distance."""
+    """Prefers the class whose number is in the first pixel, then its neighbors by distance."""
 
     def forward(self, images: Tensor) -> Tensor:
         wanted = (images[:, 0, 0, 0] * 10).round()
@@ -23,11 +23,11 @@ class FirstPixel(Classifier):
 def test_by_hand(num_classes: int, top5: float):
     names = tuple(map(str, range(num_classes)))
     classifier = FirstPixel(ClassifierConfig(num_classes=num_classes, widths=(4,)), names)
-    # Asked for 0, 1, 2, 3; shown 0, 1, 3, and 9: two right, one near, one far.
+    # Requested classes 0, 1, 2 and 3; shown classes 0, 1, 3 and 9: two correct, one near, one far.
     images = torch.tensor([0.0, 0.1, 0.3, 0.9])[:, None, None, None].expand(4, 3, 2, 2)
-    accuracy = class_accuracy(classifier, images, class_conditions([0, 1, 2, 3], names))
+    accuracy = class_accuracy(classifier, images, class_words([0, 1, 2, 3], names))
     assert accuracy is not None
-    assert accuracy.top1 == (0.5 if num_classes == 10 else 0.75)  # of four classes, 3 is the nearest to 9
+    assert accuracy.top1 == (0.5 if num_classes == 10 else 0.75)  # of four classes, 3 is nearest to 9
     assert accuracy.top5 == top5
 
 
@@ -35,12 +35,12 @@ def test_classifier_round_trip(tmp_path: Path):
     torch.manual_seed(0)
     names = ("a", "b", "c")
     classifier = Classifier(ClassifierConfig(num_classes=3, widths=(4, 8)), names)
-    classifier(torch.rand(8, 3, 8, 8))  # gives the batch norms something to remember
+    classifier(torch.rand(8, 3, 8, 8))  # updates the running statistics of the batch norms
     save_classifier(tmp_path / "model", classifier)
     read = load_classifier(tmp_path / "model")
     assert read.class_names == names
     assert not any(p.requires_grad for p in read.parameters())
     images = torch.rand(2, 3, 8, 8)
     expected = classifier.eval()(images).log_softmax(-1)
-    # Half-precision weights.
+    # The weights are saved in half precision.
     torch.testing.assert_close(read.log_probs(images), expected, rtol=0, atol=5e-3)

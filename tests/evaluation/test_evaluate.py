@@ -1,4 +1,4 @@
-"""`sfumato evaluate`: targets, the folder it writes, going on after an interruption."""
+"""`sfumato evaluate`: targets, its output folder, and resuming after an interruption."""
 
 import json
 import shutil
@@ -8,16 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import bad_input
 from PIL import Image
-from tiny import CLASS_NAMES, tiny_conditions
+from tiny import CLASS_NAMES, tiny_request
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 from sfumato.emoji.judges import Classifier, ClassifierConfig
 from sfumato.evaluation.features import Features
 from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, StoredImages, batches, write_image
-from sfumato.evaluation.runner import label, named_files
+from sfumato.evaluation.named_files import named_files
+from sfumato.evaluation.runner import label
 from sfumato.evaluation.suites import diversity
-from sfumato.evaluation.targets import PLAIN, Target
+from sfumato.evaluation.suites.accuracy import AccuracySuite
+from sfumato.evaluation.suites.alignment import Alignment
+from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.drawbench import DrawBench
+from sfumato.evaluation.suites.entropy import Entropy
+from sfumato.evaluation.suites.geneval import GenEval
+from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
+from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.targets import PLAIN, Drawing, Target
 from sfumato.families.library import load
 
 Capture = pytest.CaptureFixture[str]
@@ -25,7 +35,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch) -> Classifier:
-    """A random classifier of the tiny generator's classes, in the place of the bundled one."""
+    """Replace the bundled classifier by a random one of the tiny generator's classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = Classifier(ClassifierConfig(num_classes=len(CLASS_NAMES), widths=(4, 6, 8)), CLASS_NAMES).eval()
@@ -34,19 +44,19 @@ def classifier(monkeypatch: pytest.MonkeyPatch) -> Classifier:
 
 
 def test_drawn_images_go_on(tiny_model: Path, tmp_path: Path):
-    conditions, seeds = tiny_conditions([0, 1, 2, 3, 4, 0, 1]), torch.arange(7)
-    whole = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "whole")
+    request, seeds = tiny_request([0, 1, 2, 3, 4, 0, 1]), torch.arange(7)
+    whole = DrawnImages(load(tiny_model), request.words, seeds, tmp_path / "whole")
     expected = torch.cat([images for images, _ in batches(whole, 3)])
-    drawn = load(tiny_model).draw(conditions, seeds)
+    drawn = load(tiny_model).draw(request, seeds)
     torch.testing.assert_close(expected, drawn, rtol=0, atol=0.5 / 255 + 1e-6)  # 8 bits
-    interrupted = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "part")
+    interrupted = DrawnImages(load(tiny_model), request.words, seeds, tmp_path / "part")
     _ = interrupted[0:2], interrupted[5:6]
     shutil.copytree(tmp_path / "part", tmp_path / "copy")
-    resumed = DrawnImages(load(tiny_model), conditions, seeds, tmp_path / "copy")
+    resumed = DrawnImages(load(tiny_model), request.words, seeds, tmp_path / "copy")
     for size in (1, 4):
         assert torch.equal(torch.cat([images for images, _ in batches(resumed, size)]), expected)
     names = [name for _, part in batches(resumed, 4) for name in part.names]
-    assert tuple(names) == conditions.names
+    assert tuple(names) == request.words.names
 
 
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
@@ -63,8 +73,8 @@ def test_array_images(tmp_path: Path, write):
 def test_wrong_array(tmp_path: Path):
     np.savez(tmp_path / "float.npz", np.zeros((2, 4, 4, 3)))
     np.savez(tmp_path / "named.npz", other=np.zeros(2))
-    for name, reason in (("float", "it is float64"), ("named", "no item named")):
-        with pytest.raises(ValueError, match=rf"target: .*{name}.npz has no array arr_0 .*{reason}"):
+    for name, reason in (("float", "float64"), ("named", "no item named")):
+        with bad_input("target", f"{name}.npz", "arr_0", reason):
             ArrayImages(tmp_path / f"{name}.npz")
 
 
@@ -72,15 +82,15 @@ def test_stored_images(tmp_path: Path):
     for name, grey in (("cat/1", 0.2), ("ant/2", 0.4), ("cat/0", 0.6)):
         write_image(tmp_path / f"{name}.png", torch.full((3, 4, 4), grey))
     images = StoredImages(tmp_path)
-    assert images.conditions.names == ("ant", "cat", "cat")
-    assert images.conditions.labels.tolist() == [0, 1, 1]
-    assert images.conditions.captions[0] == "a photo of a ant"
+    assert images.words.names == ("ant", "cat", "cat")
+    assert images.words.labels.tolist() == [0, 1, 1]
+    assert images.words.captions[0] == "a photo of a ant"
     torch.testing.assert_close(images[0:3][:, 0, 0, 0], torch.tensor([0.4, 0.6, 0.2]), rtol=0, atol=1e-6)
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "cat/2.png")
     Image.new("RGB", (6, 4)).save(tmp_path / "cat/3.png")
     images = StoredImages(tmp_path)
-    assert (images[3:4] == 1).all()  # transparent is white
-    with pytest.raises(ValueError, match=r"cat/3.png has 6×4 pixels, 2.png has 4×4; make all of one size"):
+    assert (images[3:4] == 1).all()  # transparent pixels become white
+    with bad_input("target", "cat/3.png", "6×4", "2.png", "4×4"):
         _ = images[3:5]
 
 
@@ -94,10 +104,10 @@ def test_identity_of_targets(tiny_model: Path, tmp_path: Path):
     write_image(tmp_path / "pictures/a.png", torch.ones(3, 4, 4))
     assert pictures.identity() != before
     assert "transformer.safetensors" in model.identity()
-    with pytest.raises(ValueError, match="is images, and this suite asks a model"):
+    with bad_input("target", str(tmp_path / "pictures")):
         pictures.policy(PLAIN)
-    for name in ("nothing", str(tmp_path / "nothing.npz")):
-        with pytest.raises(ValueError, match="nothing"):
+    for field, name in (("model", "nothing"), ("target", str(tmp_path / "nothing.npz"))):
+        with bad_input(field, name):
             Target(name, tmp_path, torch.device("cpu")).identity()
 
 
@@ -113,15 +123,81 @@ def test_a_models_settings_are_part_of_its_identity(tiny_model: Path, tmp_path: 
 def test_files_that_options_name(tmp_path: Path):
     (tmp_path / "r.py").write_text("x = 1")
     (tmp_path / "p.txt").write_text("a cat")
-    options = {"rewards": [f"{tmp_path}/r.py:f?scale=2", "clip"], "drawing": {"seed": 0, "weights": str(tmp_path)}}
-    options["prompts"] = f"{tmp_path}/p.txt"
-    found = named_files(options, tmp_path.parent)
+    rewards, drawing = (f"{tmp_path}/r.py:f?scale=2", "clip"), Drawing(weights=tmp_path)
+    suite = DrawBench(prompts=f"{tmp_path}/p.txt", rewards=rewards, drawing=drawing)
+    found = named_files(suite, tmp_path.parent)
     assert set(found) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt", str(tmp_path)}
     (tmp_path / "p.txt").write_text("a dog and a cat")
-    assert {name for name, state in named_files(options, tmp_path.parent).items() if state != found[name]} == {
+    assert {name for name, state in named_files(suite, tmp_path.parent).items() if state != found[name]} == {
         f"{tmp_path}/p.txt", str(tmp_path),
     }  # fmt: skip
-    assert set(named_files(options, tmp_path / "out")) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt"}
+    assert set(named_files(suite, tmp_path / "out")) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt"}
+
+
+SUITES_WITH_FILES = {
+    "prompts": (AccuracySuite(prompts="x"), Entropy(prompts="x"), DrawBench(prompts="x"), GenEval(prompts="x")),
+    "weights": (ImageNet(extractor_weights="x"), Diversity(extractor_weights="x")),
+    "references": (ImageNet(reference=Path("x")), Diversity(reference=Path("x"))),
+    "detectors": (GenEval(detector="x"), GenEval(clip="x")),
+    "rewards": tuple(
+        Alignment(rewards=("brightness", name))
+        for name in (
+            "classifier?network=resnet50&weights=x", "clip?prompt=a&model=x&scale=2", "aesthetic?head=x", "hps?base=x",
+            "pickscore?tokenizer=x", "ar-grpo?clip.model=x", "y.py:F?anything=x",
+        )
+    ),
+    "models": (
+        AccuracySuite(drawing=Drawing(weights=Path("x"))),
+        AccuracySuite(drawing=Drawing(tokenizer=Path("x"))),
+        AccuracySuite(drawing=Drawing(text_encoder="x")),
+    ),
+    "swept": (GuidanceSweep(of=Alignment(rewards=("emoji-clip?weights=x",))),),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SUITES_WITH_FILES)
+def test_options_that_may_be_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.chdir(tmp_path)
+    for suite in SUITES_WITH_FILES[kind]:
+        assert not named_files(suite, tmp_path / "out")
+    (tmp_path / "x").write_text("1")
+    for suite in SUITES_WITH_FILES[kind]:
+        before = named_files(suite, tmp_path / "out")
+        assert list(before) == ["x"], suite
+        (tmp_path / "x").write_text((tmp_path / "x").read_text() + "1")
+        assert named_files(suite, tmp_path / "out") != before
+
+
+def test_options_that_are_never_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Values that are not files do not count as files, even if the working directory has folders of the same names."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "emoji", "inception", "emoji-captions", "geneval", "brightness", "clip", "ar-grpo", "cat", "0-1",
+        "word-vectors", "a painting", "2", "emoji-rival",
+    ):  # fmt: skip
+        (tmp_path / name).mkdir()
+    rewards = ("brightness?scale=2", "clip?prompt=a painting", "classifier?network=emoji-rival", "ar-grpo", "clip")
+    drawing = Drawing(guidance=2.0, text_encoder="word-vectors")
+    for suite in (
+        AccuracySuite(prompts="emoji-captions"),
+        Alignment(classifier="emoji", rewards=rewards, classes=("cat", "0-1"), seen=("cat",)),
+        Diversity(extractor="emoji", classes=("cat",)),
+        ImageNet(extractor="inception"),
+        Entropy(prompts="emoji-captions", classes=("cat",)),
+        DrawBench(prompts="emoji-captions", rewards=rewards, drawing=drawing),
+        GenEval(prompts="geneval"),
+    ):
+        assert named_files(suite, tmp_path / "out") == {}, suite
+
+
+def test_a_folder_of_the_name_of_an_option(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An evaluation can be resumed after a folder named emoji appears in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    command = ["evaluate", str(tiny_model), "--suite", "diversity", "--per-class", "2", "--extractor", "emoji"]
+    command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(command) == 0
+    (tmp_path / "emoji").mkdir()
+    assert main(command) == 0
 
 
 def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -153,7 +229,7 @@ def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, m
 def test_labels():
     assert label(["emoji-var", "runs/a", "/x/runs/b"]) == ["emoji-var", "a", "b"]
     assert label(["one/model", "two/model"]) == ["one-model", "two-model"]
-    with pytest.raises(ValueError, match="target: a is given twice"):
+    with bad_input("target", "a"):
         label(["a", "b", "a"])
 
 
@@ -167,24 +243,26 @@ def test_evaluation(capsys: Capture, classifier: Classifier, tiny_model: Path, t
     results = json.loads((out / "results.json").read_text())
     assert results[name]["top-1"]["parts"] == 12
     assert (out / f"{name}/images/000011.png").is_file()
-    # Again: nothing is drawn; the same is said.
+    # Run again: nothing is drawn, and the output is the same.
     (out / f"{name}/images/000003.png").unlink()
     assert main(arguments) == 0
     assert capsys.readouterr().out == first
     assert not (out / f"{name}/images/000003.png").exists()
-    # Without the measurement only what is missing is drawn.
+    # Without the measurement, only missing images are drawn.
     (out / f"{name}/measurement.json").unlink()
     time = (out / f"{name}/images/000004.png").stat().st_mtime_ns
     assert main(arguments) == 0
     assert capsys.readouterr().out == first
     assert (out / f"{name}/images/000004.png").stat().st_mtime_ns == time
-    # Another evaluation does not go there.
+    # Another evaluation is not written there.
     assert main([*arguments, "--seed", "1"]) == 2
-    assert "holds an evaluation with suite.drawing.seed 0, not 1; choose another --out" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("sfumato: out: ")
+    assert "suite.drawing.seed 0, not 1" in complaint
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     assert main([*arguments[:-3], str(tmp_path / "full")]) == 2
-    assert "is not empty and holds no evaluation" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"sfumato: out: {tmp_path}/full ")
 
 
 def test_interrupted(
@@ -201,9 +279,9 @@ def test_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr("sfumato.evaluation.image_sets.write_image", write_some)
         assert main([*arguments, "--out", str(out)]) == 130
-        assert f"Stopped; the same command goes on in {out}" in capsys.readouterr().err
+        assert str(out) in capsys.readouterr().err
         assert main(arguments) == 130
-        assert "Stopped; nothing is kept without --out" in capsys.readouterr().err
+        assert "--out" in capsys.readouterr().err
     images = out / tiny_model.name / "images"
     times = {path.name: path.stat().st_mtime_ns for path in images.iterdir()}
     assert sorted(times) == [f"{number:06d}.png" for number in range(6)]
@@ -237,20 +315,21 @@ def test_several_targets(capsys: Capture, classifier: Classifier, tiny_model: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "field", "value"),
     [
-        ([], "target: none is given"),
-        (["MODEL", "--suite", "acuracy"], "suite: there is no 'acuracy'; did you mean accuracy"),
-        (["MODEL", "--images", "0"], "images: 0 is too small"),
-        (["MODEL", "--top-p", "2"], "top_p: 2.0 is not between 0 and 1"),
-        (["MODEL", "--temperature", "0"], "temperature: 0.0 must be above 0"),
-        (["MODEL", "--seed", "-1"], "seed: -1 is negative"),
-        (["MODEL", "nothing"], "model: 'nothing' is neither"),
-        (["MODEL", "--prompts", "emoji-captions"], "prompts: the model draws classes, not captions"),
+        ([], "target", ""),
+        (["MODEL", "--suite", "acuracy"], "suite", "'acuracy'"),
+        (["MODEL", "--images", "0"], "images", "0"),
+        (["MODEL", "--top-p", "2"], "top_p", "2.0"),
+        (["MODEL", "--temperature", "0"], "temperature", "0.0"),
+        (["MODEL", "--seed", "-1"], "seed", "-1"),
+        (["MODEL", "nothing"], "model", "'nothing'"),
+        (["MODEL", "--prompts", "emoji-captions"], "prompts", ""),
     ],
 )
-def test_wrong_evaluations(capsys: Capture, tiny_model: Path, arguments: list[str], message: str):
+def test_wrong_evaluations(capsys: Capture, tiny_model: Path, arguments: list[str], field: str, value: str):
     assert main(["evaluate", *[str(tiny_model) if a == "MODEL" else a for a in arguments]]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert message in lines[0]
+    assert lines[0].startswith(f"sfumato: {field}: ")
+    assert value in lines[0]

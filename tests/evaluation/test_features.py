@@ -1,4 +1,4 @@
-"""Inception against torch-fidelity's network, and features on disk."""
+"""Inception compared with torch-fidelity's network, and features on disk."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ from sfumato.evaluation.inception import Inception, resize_as_tensorflow
 
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights whose batch norms have something to say."""
+    """Random weights with nontrivial batch norm statistics."""
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -33,7 +33,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fidelity(module: str):
-    """A module of torch-fidelity, whose package would import torchvision: without it, this module alone."""
+    """Import a module of torch-fidelity; without torchvision, which the package imports, import this module alone."""
     if "torch_fidelity" not in sys.modules and importlib.util.find_spec("torchvision") is None:
         found = importlib.util.find_spec("torch_fidelity")
         if found is None or found.submodule_search_locations is None:
@@ -63,7 +63,7 @@ def test_inception_is_that_of_torch_fidelity(inception_file: Path):
 
 def test_resize_by_hand():
     row = torch.tensor([[[[0.0, 4.0, 8.0]]]])
-    # Steps of half a pixel from the left edge; beyond the last pixel it stays.
+    # Steps of half a pixel from the left edge; beyond the last pixel, the value stays the same.
     assert resize_as_tensorflow(row, 6)[0, 0, 0].tolist() == [0, 2, 4, 6, 8, 8]
 
 
@@ -75,7 +75,7 @@ def test_parts_of_inception(inception_file: Path):
     assert features.pooled.shape == (1, 2048)
     assert features.spatial.shape == (1, 7 * 17 * 17)
     assert (features.spatial >= 0).all()  # after the ReLU
-    # As guided-diffusion has them: the first 7 channels, last of the axes, in a row.
+    # As in guided-diffusion: the first 7 channels, with the channels as last axis, flattened.
     assert features.spatial[0].tolist() == seen[0][0, :7].permute(1, 2, 0).flatten().tolist()
     assert features.log_probs.exp().sum().item() == pytest.approx(1, rel=1e-5)
 
@@ -98,7 +98,7 @@ def test_features_on_disk(tmp_path: Path):
     for name in ("pooled", "spatial", "log_probs"):
         assert torch.equal(getattr(parts, name), getattr(whole, name))
     features_of(images, extract, tmp_path / "parts", 3)
-    assert calls == [7, 3, 3, 1]  # read, not computed
+    assert calls == [7, 3, 3, 1]  # read from disk, not computed
 
 
 def test_efficientnet():
@@ -107,7 +107,7 @@ def test_efficientnet():
     features = load_extractor("efficientnet-lite0", None, torch.device("cpu"))(torch.rand(2, 3, 64, 64))
     assert features.pooled.shape == (2, 1280)
     assert features.spatial.shape == (2, 7 * 7 * 7)
-    # The logits are a linear layer on the pooled features.
+    # The logits are a linear function of the pooled features.
     from sfumato.rewards.classifier import load_network
 
     layer = load_network("efficientnet-lite0", None).module.get_submodule("_fc")

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import bad_input
 from PIL import Image
 from tiny_transformers import save_clip, save_mask2former
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 from sfumato.data.prompts import find_prompts, read_prompts
 from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, load_detector, prepare
-from sfumato.evaluation.geneval_scoring import COLOURS, Detection, is_correct, keep, relative_position, summary
+from sfumato.evaluation.geneval_scoring import COLORS, Detection, is_correct, keep, relative_position, summary
 from sfumato.evaluation.image_sets import read_images, write_image
 from sfumato.evaluation.measurement import read_measurement
 from sfumato.evaluation.suites.geneval import check, figures, shows
@@ -25,12 +26,12 @@ from sfumato.rewards.backbone import Clip
 
 
 def at(x: float, y: float, size: float = 10, score: float = 0.95) -> Detection:
-    """An object by its centre."""
+    """Return an object with this center."""
     return Detection((x - size / 2, y - size / 2, x + size / 2, y + size / 2), score)
 
 
-def colours(*names: str):
-    """Says that the objects have these colours, in order."""
+def colors(*names: str):
+    """Return a classifier that reports these colors for the objects, in order."""
 
     def classify(objects: Sequence[Detection], name: str) -> list[str]:
         return list(names[: len(objects)])
@@ -38,7 +39,7 @@ def colours(*names: str):
     return classify
 
 
-NONE = colours()
+NONE = colors()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ NONE = colours()
         (-50, -50, {"left of", "above"}),
         (1, 1, set()),  # within a tenth of both sizes
         (2, 0, set()),
-        (4, 0, set()),  # half of the distance is exactly not enough
+        (4, 0, set()),  # exactly half of the distance is not enough
         (4.1, 0, {"right of"}),
         (50, 20, {"right of"}),
     ],
@@ -85,10 +86,10 @@ def test_two_objects():
 
 def test_colours():
     metadata = {"include": [{"class": "car", "count": 1, "color": "red"}]}
-    assert is_correct({"car": [at(0, 0)]}, metadata, colours("red"))
-    assert not is_correct({"car": [at(0, 0)]}, metadata, colours("blue"))
-    # The surest object decides.
-    assert not is_correct({"car": [at(0, 0), at(9, 9)]}, metadata, colours("blue", "red"))
+    assert is_correct({"car": [at(0, 0)]}, metadata, colors("red"))
+    assert not is_correct({"car": [at(0, 0)]}, metadata, colors("blue"))
+    # The most confident object decides.
+    assert not is_correct({"car": [at(0, 0), at(9, 9)]}, metadata, colors("blue", "red"))
     both = {"include": [{"class": "cup", "count": 1, "color": "red"}, {"class": "car", "count": 1, "color": "blue"}]}
     by_class = {"cup": "red", "car": "blue"}
     assert is_correct({"cup": [at(0, 0)], "car": [at(9, 0)]}, both, lambda objects, name: [by_class[name]])
@@ -99,18 +100,18 @@ def test_position_of_two_objects():
     metadata = {"include": [{"class": "dog", "count": 1}, {"class": "tie", "count": 1, "position": ["right of", 0]}]}
     assert is_correct({"dog": [at(0, 0)], "tie": [at(50, 0)]}, metadata, NONE)
     assert not is_correct({"dog": [at(50, 0)], "tie": [at(0, 0)]}, metadata, NONE)
-    assert not is_correct({"tie": [at(50, 0)]}, metadata, NONE)  # no dog to be right of
+    assert not is_correct({"tie": [at(50, 0)]}, metadata, NONE)  # there is no dog for the tie to be right of
 
 
 def test_summary():
     tags = ["counting", "colors", "counting", "counting", "colors"]
     correct = [True, True, False, True, False]
-    # The tasks count alike, whatever their images.
+    # Tasks have equal weights, whatever the number of their images.
     assert summary(tags, correct) == pytest.approx({"counting": 2 / 3, "colors": 1 / 2, "overall": 7 / 12})
 
 
 def test_objects_from_the_detectors_answers():
-    """Two queries: a dog for sure on four pixels, and a tie with half a mind on one; a third says "nothing"."""
+    """One query reports a certain dog on four pixels, one an uncertain tie on one pixel, and a third no object."""
     logits = torch.full((3, 81), -20.0)
     logits[0, OBJECTS.index("dog")] = 20
     logits[1, OBJECTS.index("tie")] = logits[1, 80] = 20
@@ -158,7 +159,7 @@ def test_published_prompts():
 
 
 class Palette(Clip):
-    """Sees the mean colour of a picture, grey being nothing, and reads the names of some colours."""
+    """A CLIP stand-in that sees the mean color of a picture relative to gray, and knows the names of some colors."""
 
     NAMED: ClassVar = {"red": (1, -1, -1), "blue": (-1, -1, 1), "purple": (1, -1, 1)}
 
@@ -177,7 +178,7 @@ class Palette(Clip):
 
 
 def test_colour_is_that_of_the_object_alone():
-    """A red diagonal on blue: without the mask, what lies in the box would be purple."""
+    """A red diagonal on blue: without the mask, the content of the box would be purple."""
     image = torch.zeros(3, 8, 8)
     mask = torch.eye(8, dtype=torch.bool)
     image[0], image[2] = mask.float(), (~mask).float()
@@ -185,18 +186,18 @@ def test_colour_is_that_of_the_object_alone():
     palette = Palette()
     detector = Detector(None, palette, torch.device("cpu"))
     found = [Detection(box, 0.9, mask), Detection(box, 0.8, ~mask), Detection(box, 0.7)]
-    assert detector.colours(image, found, "car") == ["red", "blue", "blue"]
+    assert detector.colors(image, found, "car") == ["red", "blue", "blue"]
     image[0], image[2] = 1, (~mask).float()  # now red on magenta
-    assert detector.colours(image, found[:2], "car") == ["red", "purple"]
+    assert detector.colors(image, found[:2], "car") == ["red", "purple"]
     assert palette.captions[:3] == ["a photo of a red car", "a photo of a red-colored car", "a photo of a red object"]
-    assert len(palette.captions) == 3 * len(COLOURS) == 30
-    for colour, expected in (("red", True), ("blue", False)):
-        metadata = {"include": [{"class": "car", "count": 1, "color": colour}]}
-        assert is_correct({"car": found[:1]}, metadata, lambda o, name: detector.colours(image, o, name)) is expected
+    assert len(palette.captions) == 3 * len(COLORS) == 30
+    for color, expected in (("red", True), ("blue", False)):
+        metadata = {"include": [{"class": "car", "count": 1, "color": color}]}
+        assert is_correct({"car": found[:1]}, metadata, lambda o, name: detector.colors(image, o, name)) is expected
 
 
 def test_cut_out_as_pillow_does():
-    """GenEval's own code: the image over #999 through the mask, cropped to a box that is rounded."""
+    """As in GenEval's own code: the image composited over #999 with the mask, and cropped to the rounded box."""
     rng = np.random.default_rng(0)
     pixels, mask = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), rng.random((9, 12)) < 0.5
     box = (1.6, 2.4, 10.5, 7.5)
@@ -209,28 +210,28 @@ def test_cut_out_as_pillow_does():
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A random Mask2Former and CLIP, saved as the released ones are."""
+    """A random Mask2Former and a random CLIP, saved in the format of the released ones."""
     pytest.importorskip("transformers")
     return save_mask2former(tmp_path_factory.mktemp("detector")), save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_detector_as_transformers_does(released: tuple[Path, Path]):
-    """Preparation of images and confidences against transformers' own processor."""
+    """Preprocessing of images and confidences, compared with transformers' own processor."""
     from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-    processor = Mask2FormerImageProcessorPil(size_divisor=0)  # it would stretch to multiples of 32 rather than pad
+    processor = Mask2FormerImageProcessorPil(size_divisor=0)  # it would stretch to multiples of 32 instead of padding
     pixels = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     theirs = processor(Image.fromarray(pixels.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"]
     ours, (tall, wide) = prepare(pixels[None] / 255)
     assert ours.shape == (1, 3, 800, 1216)
     assert theirs.shape == (1, 3, tall, wide) == (1, 3, 800, 1200)
-    # They round to 8 bits across and again down: a step, divided by the deviation.
+    # The processor rounds to 8 bits after each axis: one level, divided by the standard deviation.
     torch.testing.assert_close(ours[..., :tall, :wide], theirs, rtol=0, atol=1.01 / 255 / 0.224)
     model = load_detector(str(released[0]), str(released[1]), torch.device("cpu")).model
     with torch.no_grad():
         out = model(pixel_values=ours[..., :160, :160])
     (expected,) = processor.post_process_instance_segmentation(out, threshold=0.0)
-    masks = F.interpolate(out.masks_queries_logits, (384, 384), mode="bilinear")[0]  # as they do before they judge
+    masks = F.interpolate(out.masks_queries_logits, (384, 384), mode="bilinear")[0]  # as the processor does first
     found = [
         (OBJECTS.index(name), o.score)
         for name, each in find_objects(out.class_queries_logits[0], masks).items()
@@ -245,8 +246,8 @@ def test_detector_as_transformers_does(released: tuple[Path, Path]):
 def test_the_suite_with_its_networks(
     released: tuple[Path, Path], text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """From captions to scores, through the very classes that load the released networks."""
-    monkeypatch.setattr("sfumato.evaluation.detector.SHORT", 96)  # the published side takes seconds an image
+    """From captions to scores, with the same classes that load the released networks."""
+    monkeypatch.setattr("sfumato.evaluation.detector.SHORT", 96)  # the published side takes seconds per image
     monkeypatch.setattr("sfumato.evaluation.geneval_scoring.THRESHOLD", 0.01)
     monkeypatch.setattr("sfumato.evaluation.geneval_scoring.COUNTING_THRESHOLD", 0.01)
     detector, clip = map(str, released)
@@ -266,12 +267,12 @@ def test_the_suite_with_its_networks(
         assert line["image"] == f"{number // 2:05d}/samples/{number % 2:04d}.png"
         (image,) = read_images([folder / "images" / line["image"]])
         assert line["correct"] is shows(seer, image, lines[number // 2])
-    assert len({line["correct"] for line in said}) == 2  # the tiny networks see something
+    assert len({line["correct"] for line in said}) == 2  # the tiny networks detect something
     for number, line in enumerate(lines):
         assert json.loads((folder / f"images/{number:05d}/metadata.jsonl").read_text()) == line
     found = read_measurement(folder / "measurement.json")
     assert list(found) == ["single_object", "counting", "colors", "position", "color_attr", "overall"]
-    # The folder is a target itself, whatever else GenEval's own code wrote there.
+    # The folder itself is a target, whatever else GenEval's own code wrote there.
     write_image(folder / "images/00000/grid.png", torch.zeros(3, 9, 9))
     assert main(["evaluate", str(folder / "images"), *options, "--out", str(tmp_path / "again")]) == 0
     assert read_measurement(tmp_path / "again/images/measurement.json") == found
@@ -286,44 +287,48 @@ def test_samples_of_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "images/00000/metadata.jsonl").write_text('{"prompt": "a photo of a zebra"}')
     command = ["evaluate", str(tmp_path / "images"), "--suite", "geneval", "--device", "cpu"]
     assert main(command) == 2
-    message = "00000 is of 'a photo of a zebra', not 'a photo of a bench'; give its --prompts"
-    assert message in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("sfumato: target: ")
+    for piece in ("00000 ", "'a photo of a zebra'", "'a photo of a bench'", "--prompts"):
+        assert piece in complaint
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "pieces"),
     [
-        ({"include": None}, "has no list of objects in include"),
-        ({"include": [{"class": "unicorn", "count": 1}]}, "asks for 'unicorn', no class of COCO"),
-        ({"include": [{"class": "dog"}]}, "asks for None of 'dog'; give a count from 1 up"),
-        ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, "asks for 'mauve'; give one of red"),
-        ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "has a position 'above' of object 0"),
-        ({"tag": None, "include": []}, ""),
+        ({"include": None}, ["include"]),
+        ({"include": [{"class": "unicorn", "count": 1}]}, ["'unicorn'"]),
+        ({"include": [{"class": "dog"}]}, ["None", "'dog'"]),
+        ({"include": [{"class": "dog", "count": 1, "color": "mauve"}]}, ["'mauve'", "red"]),
+        ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, ["'above'", "0"]),
+        ({"tag": None, "include": []}, ["tag"]),
     ],
 )
-def test_wrong_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, message: str):
+def test_wrong_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, pieces: list[str]):
     line = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog", **changed}
     (tmp_path / "prompts.jsonl").write_text(json.dumps({k: v for k, v in line.items() if k != "tag" or v}))
     command = ["evaluate", "emoji-t2i", "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
     assert main([*command, "--device", "cpu"]) == 2
-    assert f"prompts: 'a photo of a dog' {message or 'has no tag or include'}" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("sfumato: prompts: ")
+    assert all(piece in complaint for piece in ["'a photo of a dog'", *pieces]), complaint
 
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ValueError, match=r"scipy is not installed; pip install 'sfumato\[geneval\]'"):
+    with bad_input("scipy", "pip install 'sfumato[geneval]'"):
         load_detector("nothing", "nothing", torch.device("cpu"))
 
 
 def test_detector_of_other_classes(tmp_path: Path):
     pytest.importorskip("transformers")
     save_mask2former(tmp_path / "seven", classes=7)
-    with pytest.raises(ValueError, match="seven tells 7 classes, not COCO's 80; give another"):
+    with bad_input("detector", "seven ", " 7 ", " 80"):
         load_detector(str(tmp_path / "seven"), "nothing", torch.device("cpu"))
 
 
 def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Images of plain colours: where one is bright the detector sees a dog, and its colour is the brighter channel."""
+    """Images of one color: the detector sees a dog if the image is bright, with the color of the brighter channel."""
 
     class Seer(Detector):
         def __init__(self):
@@ -332,7 +337,7 @@ def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         def detect(self, image: torch.Tensor) -> dict[str, list[Detection]]:
             return {"dog": [at(0, 0)]} if image.max() > 0.5 else {}
 
-        def colours(self, image: torch.Tensor, objects: Sequence[Detection], name: str) -> list[str]:
+        def colors(self, image: torch.Tensor, objects: Sequence[Detection], name: str) -> list[str]:
             return ["red" if image[0].mean() > image[2].mean() else "blue"] * len(objects)
 
     monkeypatch.setattr("sfumato.evaluation.suites.geneval.load_detector", lambda *arguments: Seer())
@@ -347,7 +352,10 @@ def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     command = ["evaluate", str(tmp_path / "images"), "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
     command += ["--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main(command) == 2
-    assert "images/00000 has 2 images, not 4; give --per-prompt" in capsys.readouterr().err
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("sfumato: target: ")
+    for piece in ("images/00000 ", " 2 ", " 4", "--per-prompt"):
+        assert piece in complaint
     command[-3] = str(tmp_path / "two")
     assert main([*command, "--per-prompt", "2"]) == 0
     found = read_measurement(tmp_path / "two/images/measurement.json")
@@ -361,7 +369,9 @@ def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     (tmp_path / "prompts.jsonl").write_text(json.dumps({**prompts[0], "include": [{"class": "unicorn", "count": 1}]}))
     command[-3] = str(tmp_path / "three")
     assert main(command) == 2
-    assert "asks for 'unicorn', no class of COCO" in capsys.readouterr().err
+    complaint = capsys.readouterr().err.splitlines()[-1]
+    assert complaint.startswith("sfumato: prompts: ")
+    assert "'unicorn'" in complaint
 
 
 def test_overall_counts_tasks_alike():

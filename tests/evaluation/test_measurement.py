@@ -16,7 +16,7 @@ PARTS = np.random.default_rng(0).normal(1, 2, size=400)
 def test_bootstrap_is_the_normal_interval():
     low, high = bootstrap(PARTS) or (0, 0)
     error = 1.96 * PARTS.std() / 20
-    # A bootstrap of 1000 samples knows the ends of the interval to about 5 % of its half-width.
+    # A bootstrap of 1000 samples determines the ends of the interval to about 5 % of its half-width.
     assert low == pytest.approx(PARTS.mean() - error, abs=0.1 * error)
     assert high == pytest.approx(PARTS.mean() + error, abs=0.1 * error)
     assert bootstrap(PARTS) == (low, high)

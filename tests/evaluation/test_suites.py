@@ -1,5 +1,6 @@
-"""Every suite on tiny models, against what it is the measure of."""
+"""Every suite on tiny models, compared with direct computations."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -10,9 +11,10 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
-from tiny import CLASS_NAMES, tiny_conditions, tiny_llamagen, tiny_var
+from tiny import CLASS_NAMES, tiny_llamagen, tiny_request, tiny_var
 
-from sfumato.cli import choose_suite, main
+from sfumato.cli.evaluate import choose_suite
+from sfumato.cli.main import main
 from sfumato.emoji.judges import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.evaluation.features import emoji_features
 from sfumato.evaluation.image_sets import StoredImages
@@ -22,31 +24,31 @@ from sfumato.evaluation.statistics import Moments, class_distances, frechet_dist
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
 from sfumato.families.library import load, save_model
 from sfumato.rewards import pixels
-from sfumato.settings import Inference
+from sfumato.settings import Settings
 
 
 @pytest.fixture
 def classifier(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Classifier:
-    """A random classifier of the tiny generator's classes, in the place of all others."""
+    """Replace all classifiers by a random one of the tiny generator's classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = Classifier(ClassifierConfig(num_classes=len(CLASS_NAMES), widths=(8, 8)), CLASS_NAMES)
     save_classifier(tmp_path / "classifier", made)
     made = load_classifier(tmp_path / "classifier")
     recognition = Recognition(CLASS_NAMES, made.log_probs)
-    monkeypatch.setattr("sfumato.evaluation.suites.alignment.load_recogniser", lambda name, device: recognition)
+    monkeypatch.setattr("sfumato.evaluation.suites.alignment.load_recognizer", lambda name, device: recognition)
     monkeypatch.setattr("sfumato.evaluation.features.load_classifier", lambda folder=None: made)
     return made
 
 
 def measured(model: Path, suite: str, out: Path, *options: str) -> Measurement:
-    """What the command finds of one target."""
+    """Run the command on one target and return the measurement."""
     assert main(["evaluate", str(model), "--suite", suite, "--out", str(out), "--device", "cpu", *options]) == 0
     return read_measurement(out / model.name / "measurement.json")
 
 
 def spy(method: Callable, calls: list) -> Callable:
-    """The method, which notes its positional arguments."""
+    """Return the method wrapped so that it records its positional arguments."""
 
     def noted(self, *arguments, **options):
         calls.append(arguments)
@@ -56,21 +58,22 @@ def spy(method: Callable, calls: list) -> Callable:
 
 
 def drawn(model: Path, out: Path) -> torch.Tensor:
-    """The images that were kept."""
+    """Return the images that the command stored."""
     images = StoredImages(out / model.name / "images")
     return images[0 : len(images)]
 
 
 def test_alignment(classifier: Classifier, tmp_path: Path):
     generator, tiny_model = tiny_var(), tmp_path / "model"
-    generator.inference = Inference(guidance=1.5, temperature=0.8, top_k=900, top_p=0.96)
+    settings = Settings(guidance=1.5, temperature=0.8, top_k=900, top_p=0.96)
+    generator.card = dataclasses.replace(generator.card, settings=settings)
     save_model(tiny_model, generator)
     found = measured(
         tiny_model, "alignment", tmp_path / "out", "--per-class", "3", "--seen", "0-1", "--batch-size", "4"
     )
     images = drawn(tiny_model, tmp_path / "out")
     assert len(images) == 15
-    brightness = pixels.brightness(images, tiny_conditions([0] * 15))
+    brightness = pixels.brightness(images, tiny_request([0] * 15).words)
     assert found["brightness"].parts == pytest.approx(brightness.tolist(), abs=1e-6)
     assert found["brightness, seen classes"].value == pytest.approx(brightness[:6].mean().item(), abs=1e-6)
     assert found["brightness, unseen classes"].value == pytest.approx(brightness[6:].mean().item(), abs=1e-6)
@@ -78,9 +81,8 @@ def test_alignment(classifier: Classifier, tmp_path: Path):
     assert found["top-1"].parts == tuple(right.float().tolist())
     assert found["top-5"].value == 1
     # Drawn with the model's own settings (top-k 900 keeps all of 16 codes).
-    policy = load(tiny_model, guidance=1.5, temperature=0.8)
-    conditions = tiny_conditions([0, 0, 0, 1, 1, 1])
-    expected = policy.draw(conditions, torch.arange(6), filter=lambda logits: policy.generator.filter(logits, 0, 0.96))
+    policy = load(tiny_model, guidance=1.5, temperature=0.8, top_k=0, top_p=0.96)
+    expected = policy.draw(tiny_request([0, 0, 0, 1, 1, 1]), torch.arange(6))
     torch.testing.assert_close(images[:6], expected, rtol=0, atol=0.5 / 255 + 1e-5)
 
 
@@ -98,7 +100,7 @@ def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
     found = measured(tiny_model, "imagenet", first, *options, *other)
     fake, real = drawn(tiny_model, first), drawn(tiny_model, tmp_path / "other")
     ours, theirs = emoji_features(classifier, fake), emoji_features(classifier, real)
-    assert ours.spatial.shape == (20, 7 * 4 * 4)  # 7 channels of the map halfway
+    assert ours.spatial.shape == (20, 7 * 4 * 4)  # 7 channels of the feature map halfway through the network
     torch.testing.assert_close(ours.log_probs, classifier.log_probs(fake))
     expected = {
         "Inception Score": inception_score(ours.log_probs, 4).mean().item(),
@@ -108,7 +110,7 @@ def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
         "recall": inside(theirs.pooled, ours.pooled, radii(ours.pooled)).double().mean().item(),
     }
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(expected, rel=1e-4)
-    # A set against itself.
+    # A set compared with itself.
     folder = first / tiny_model.name / "images"
     same = measured(folder, "imagenet", tmp_path / "same", *options, "--reference", str(folder))
     assert same["FID"].value == pytest.approx(0, abs=1e-6)
@@ -117,7 +119,7 @@ def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
 
 
 def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """guided-diffusion's reference batches carry the moments of all of ImageNet, and some of its images."""
+    """guided-diffusion's reference batches contain the moments of all of ImageNet, and some of its images."""
     monkeypatch.setattr(
         "sfumato.evaluation.suites.imagenet.load_extractor", lambda *_: functools.partial(emoji_features, classifier)
     )
@@ -140,7 +142,7 @@ def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: P
     some = whole.pooled[:12]
     assert found["precision"].value == inside(ours.pooled, some, radii(some)).double().mean().item()
     assert len(found["recall"].parts) == 12
-    # Moments of another network are refused, and are not minded where another network is asked for.
+    # Moments of another network are refused, and ignored if another network is requested.
     np.savez(
         tmp_path / "other.npz",
         pixels[:12],
@@ -167,7 +169,7 @@ def test_diversity(classifier: Classifier, tiny_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("batch_size", ["2", "64"])
 def test_entropy(tiny_model: Path, tmp_path: Path, batch_size: str):
     found = measured(tiny_model, "entropy", tmp_path / "out", "--images", "5", "--batch-size", batch_size)
-    rollout = load(tiny_model).sample(tiny_conditions([0, 1, 2, 3, 4]), torch.arange(5))
+    rollout = load(tiny_model).sample(tiny_request([0, 1, 2, 3, 4]), torch.arange(5))
     assert found["entropy"].parts == pytest.approx(rollout.entropy.mean(1).tolist(), rel=1e-4)
     assert found["unit 1 (1 token)"].parts == pytest.approx(rollout.entropy[:, 0].tolist(), rel=1e-4)
     assert found["unit 2 (4 tokens)"].value == pytest.approx(rollout.entropy[:, 1:].mean().item(), rel=1e-4)
@@ -177,7 +179,7 @@ def test_entropy(tiny_model: Path, tmp_path: Path, batch_size: str):
 
 
 def test_entropy_of_many_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save_model(tmp_path / "model", tiny_llamagen(guidance=0.0))
+    save_model(tmp_path / "model", tiny_llamagen())
     monkeypatch.setattr("sfumato.evaluation.suites.entropy.ROWS", 4)
     found = measured(tmp_path / "model", "entropy", tmp_path / "out", "--images", "5")
     names = ["entropy", "units 1 to 3 (3 tokens)", "units 4 to 5 (2 tokens)", "units 6 to 7 (2 tokens)"]
@@ -188,18 +190,18 @@ def test_drawbench(text_model: Path, tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("a red apple\nan octopus\na dark night\n")
     (tmp_path / "reward.py").write_text(
         "import torch\n"
-        "def words(images, conditions):\n"
-        "    return torch.tensor([float(len(c.split())) for c in conditions.captions])\n"
+        "def count(images, words):\n"
+        "    return torch.tensor([float(len(c.split())) for c in words.captions])\n"
     )
     options = ["--prompts", str(tmp_path / "prompts.txt"), "--per-prompt", "2", "--batch-size", "4"]
-    options += ["--rewards", "brightness", f"{tmp_path}/reward.py:words"]
+    options += ["--rewards", "brightness", f"{tmp_path}/reward.py:count"]
     found = measured(text_model, "drawbench", tmp_path / "out", *options)
     images = drawn(text_model, tmp_path / "out")
     assert found["brightness"].parts == pytest.approx(
-        pixels.brightness(images, tiny_conditions([0] * 6)).tolist(), abs=1e-6
+        pixels.brightness(images, tiny_request([0] * 6).words).tolist(), abs=1e-6
     )
-    assert found[f"{tmp_path}/reward.py:words"].parts == (3, 3, 2, 2, 3, 3)
-    # The images that were kept are a target.
+    assert found[f"{tmp_path}/reward.py:count"].parts == (3, 3, 2, 2, 3, 3)
+    # The stored images are a target.
     folder = tmp_path / "out" / text_model.name / "images"
     assert measured(folder, "drawbench", tmp_path / "again", *options) == found
 
@@ -214,7 +216,7 @@ def test_guidance_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Mo
         alone = measured(tiny_model, "entropy", tmp_path / value, "--images", "3", "--guidance", value)
         assert {name: swept[f"guidance {value}: {name}"] for name in alone} == alone
     assert swept["guidance 0: entropy"] != swept["guidance 2: entropy"]
-    # The plot: a panel a figure, and a line of this target in each.
+    # The plot has one panel per figure, each with a line for this target.
     with Image.open(tmp_path / "out/results.png") as picture:
         assert picture.width > 400
     names = ["entropy", "unit 1 (1 token)", "unit 2 (4 tokens)"]
@@ -223,38 +225,41 @@ def test_guidance_sweep(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("suite", "options", "message"),
+    ("suite", "options", "field", "pieces"),
     [
-        ("alignment", ["--per-class", "0"], "per_class: 0 is too small"),
-        ("alignment", ["--rewards", "brihgtness"], "there is no 'brihgtness'; did you mean brightness"),
-        ("alignment", ["--seen", "unicorns"], "classes: there is no class 'unicorns'"),
-        ("alignment", ["--seen", "0", "--classifier", "None"], "seen: the classifier knows the classes"),
-        ("alignment", [], "classifier: emoji does not know the classes of"),
-        ("imagenet", [], "reference: none is given"),
-        ("imagenet", ["--reference", "x.npz", "--extractor", "emoji"], "reference: x.npz is neither an .npz file nor"),
-        ("imagenet", ["--reference", "x", "--extractor-weights", "x.pth"], "extractor_weights: x.pth is not a file"),
-        ("imagenet", ["--reference", "x", "--images", "3"], "images: 3 is too few for 3 neighbours"),
-        ("diversity", ["--per-class", "1"], "per_class: 1 is too small"),
-        ("entropy", ["--images", "0"], "images: 0 is too small"),
-        ("entropy", ["--prompts", "emoji-captions"], "prompts: the model draws classes, not captions"),
-        ("drawbench", [], "prompts: none are given"),
-        ("drawbench", ["--prompts", "x.txt"], "prompts: x.txt is not a file"),
-        (
-            "guidance-sweep",
-            ["--of", "speed"],
-            "of: there is no suite 'speed' to sweep; give one of accuracy, alignment",
-        ),
-        ("guidance-sweep", ["--values", "1", "1"], "values: (1.0, 1.0) are no different values"),
+        ("alignment", ["--per-class", "0"], "per_class", ["0"]),
+        ("alignment", ["--rewards", "brihgtness"], "reward", ["'brihgtness'", " brightness"]),
+        ("alignment", ["--seen", "unicorns"], "classes", ["'unicorns'"]),
+        ("alignment", ["--seen", "0", "--classifier", "None"], "seen", []),
+        ("alignment", [], "classifier", ["emoji"]),
+        ("imagenet", [], "reference", []),
+        ("imagenet", ["--reference", "x.npz", "--extractor", "emoji"], "reference", ["x.npz"]),
+        ("imagenet", ["--reference", "x", "--extractor-weights", "x.pth"], "extractor_weights", ["x.pth"]),
+        ("imagenet", ["--reference", "x", "--images", "3"], "images", ["3"]),
+        ("diversity", ["--per-class", "1"], "per_class", ["1"]),
+        ("entropy", ["--images", "0"], "images", ["0"]),
+        ("entropy", ["--prompts", "emoji-captions"], "prompts", []),
+        ("drawbench", [], "prompts", []),
+        ("drawbench", ["--prompts", "x.txt"], "prompts", ["x.txt"]),
+        ("guidance-sweep", ["--of", "speed"], "of", ["'speed'", "accuracy, alignment"]),
+        ("guidance-sweep", ["--values", "1", "1"], "values", ["(1.0, 1.0)"]),
     ],
 )
 def test_wrong_options(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, suite: str, options: list[str], message: str
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    suite: str,
+    options: list[str],
+    field: str,
+    pieces: list[str],
 ):
     out = tmp_path / "out"
     assert main(["evaluate", str(tiny_model), "--suite", suite, "--out", str(out), "--device", "cpu", *options]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert message in lines[0]
+    assert lines[0].startswith(f"sfumato: {field}: ")
+    assert all(piece in lines[0] for piece in pieces), lines[0]
     assert not list(out.rglob("*.png"))
 
 

@@ -1,4 +1,4 @@
-"""The papers' experiments: verdicts by hand, files equal to what was measured, and all definitions consistent."""
+"""The papers' experiments: verdicts checked by hand, files that match the measurements, consistent definitions."""
 
 import csv
 import json
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from errors import bad_input
 from PIL import Image
 from rich.console import Console
 from tiny import tiny_config, tiny_llamagen, tiny_var
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 from sfumato.evaluation.measurement import Figure
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
-from sfumato.experiments import EXPERIMENTS
+from sfumato.experiments import EXPERIMENTS, Listed, ScaleName
 from sfumato.experiments.experiment import (
     BASE,
     Bars,
@@ -36,8 +37,9 @@ from sfumato.experiments.experiment import (
 )
 from sfumato.experiments.outputs import running_mean, write_plot, write_summary
 from sfumato.experiments.reproduction import FILES, folder_name, reference_images, reproduce
+from sfumato.families import read_card
 from sfumato.families.library import save_model
-from sfumato.training.logger import read_metrics
+from sfumato.files import read_metrics
 from sfumato.training.train import train
 
 LOW, HIGH = Figure.mean([0.0, 0.1, 0.0, 0.1] * 25), Figure.mean([0.9, 1.0, 0.9, 1.0] * 25)
@@ -77,36 +79,41 @@ def test_evidence_names_the_numbers():
     assert curve_falls("run", "entropy", 0.3)(FOUND).evidence == "entropy of run: 3.700 at the start, 2.200 at the end"
     lost = kept("suite", BASE, "score", within=0.1)
     swapped = Findings({}, {"suite": {BASE: {"score": LOW}}})
-    told = "score of before: 0.050 to 0.050 (+0.000 [0.000, 0.000]), at most 0.1 less was asked for"
+    told = "score of before: 0.050 to 0.050 (+0.000 [0.000, 0.000]), allowed loss 0.1"
     assert lost(swapped).evidence == told
 
 
 @pytest.mark.parametrize("scale", ["emoji", "full"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_definitions(name: str, scale: str, tmp_path: Path):
-    """Every claim can be checked and every panel drawn of what the runs and suites give."""
-    experiment = EXPERIMENTS[name][1](scale, tmp_path)  # pyright: ignore[reportArgumentType]
+def test_definitions(name: str, scale: ScaleName, tmp_path: Path):
+    """The results of the runs and suites suffice to check every claim and draw every panel."""
+    experiment = EXPERIMENTS[name].build(scale, tmp_path)
     for config in experiment.runs.values():
         config.validate()
     assert experiment.model.startswith("emoji-") is (scale == "emoji")
     assert len({folder_name(config) for config in experiment.runs.values()}) == len(experiment.runs)
     found = imagined(experiment)
+    for curve in (panel for panel in experiment.panels if isinstance(panel, Curve)):
+        for run in curve.runs or experiment.runs:
+            assert found.curve(run, curve.metric)[0], (curve.metric, run)
     write_plot(experiment, found, tmp_path / "plot.png")
     write_summary(name, experiment, found, tmp_path / "summary.md")
     summary = (tmp_path / "summary.md").read_text()
-    assert sum(summary.count(f"- **{w}**") for w in ("holds", "does not hold", "cannot be told")) == len(
+    assert sum(summary.count(f"- **{w}**") for w in ("holds", "does not hold", "inconclusive")) == len(
         experiment.claims
     )
 
 
 def imagined(experiment: Experiment) -> Findings:
-    """Numbers under the names that the runs and suites give, and no others."""
-    metrics = {"reward_mean": 0.5, "kl": 0.1, "entropy": 2.0, "fixed/entropy": 2.0, "seconds/update": 1.0}
+    """Return made-up numbers with exactly the names that the runs and suites produce."""
+    metrics = {"reward_mean": 0.5, "entropy": 2.0, "fixed/entropy": 2.0, "seconds/update": 1.0}
     curves = {}
     for run, config in experiment.runs.items():
         row = metrics | {f"reward/{part}": 0.1 for part in config.reward}
+        row |= {"kl": 0.1} if config.objective.needs_reference else {}
         if config.held_out:
-            watched = [f"reward/{name}" for name in config.held_out] + ["class_accuracy", "diversity"]
+            judged = ["class_accuracy", "diversity"] if read_card(config.model).judge else []
+            watched = [f"reward/{name}" for name in config.held_out] + judged
             row |= {f"held_out/{name}": 0.2 for name in watched}
         curves[run] = [{"step": step, **row} for step in range(1, 4)]
     measured = {
@@ -117,7 +124,7 @@ def imagined(experiment: Experiment) -> Findings:
 
 
 def figures_of(suite: object) -> list[str]:
-    """The names that a suite gives its figures."""
+    """Return the names of a suite's figures."""
     if isinstance(suite, GuidanceSweep):
         return [f"guidance {value:g}: {name}" for value in suite.values for name in figures_of(suite.of)]
     match type(suite).__name__:
@@ -174,7 +181,7 @@ def test_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with Image.open(place / "pictures.png") as pictures:
         assert pictures.height > 3 * 24
 
-    # What is there is not made again; another experiment shares the run.
+    # Existing runs are not repeated, and another experiment shares the run.
     moments = {path: path.stat().st_mtime_ns for path in work.rglob("metrics.jsonl")}
     other = replace(experiment, runs={"renamed": experiment.runs["first"]}, claims=())
     other = replace(other, panels=(Bars("entropy", "entropy", "entropy"),))
@@ -185,7 +192,7 @@ def test_reproduce(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run that stopped goes on; nothing is written of an experiment before it is complete."""
+    """An interrupted run is resumed; nothing is written for an experiment before it is complete."""
     save_model(tmp_path / "model", tiny_llamagen())
     experiment = small(tmp_path / "model")
     calls = []
@@ -207,15 +214,15 @@ def test_refusals(tmp_path: Path):
     save_model(tmp_path / "model", tiny_var())
     (tmp_path / "out/name").mkdir(parents=True)
     (tmp_path / "out/name/thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match=r"out: .*name holds thesis.tex, which is no experiment's; choose"):
+    with bad_input("out", str(tmp_path / "out/name"), "thesis.tex", "--out"):
         reproduce("name", small(tmp_path / "model"), tmp_path / "out", tmp_path / "work", "cpu", Console())
     assert not (tmp_path / "work").exists()
     file = tmp_path / "out/name/thesis.tex"
-    with pytest.raises(ValueError, match=r"out: .*thesis.tex is a file, not a folder; choose another --out"):
+    with bad_input("out", str(file), "--out"):
         reproduce("name", small(tmp_path / "model"), file, tmp_path / "work", "cpu", Console())
-    with pytest.raises(ValueError, match=r"work: .*thesis.tex is a file, not a folder; choose another --work"):
+    with bad_input("work", str(file), "--work"):
         reproduce("name", small(tmp_path / "model"), tmp_path / "fresh", file, "cpu", Console())
-    with pytest.raises(ValueError, match=r"reference: .*nowhere is not there; give a folder of images"):
+    with bad_input("reference", str(tmp_path / "nowhere"), ".npz"):
         reference_images(tmp_path / "nowhere", tmp_path)
     assert reference_images(tmp_path / "out", tmp_path) == tmp_path / "out"
     config = tiny_config("m")
@@ -261,13 +268,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert main(["reproduce"]) == 0
     assert "Figure 7: the weight of the KL penalty" in capsys.readouterr().out
     assert main(["reproduce", "var-kll"]) == 2
-    assert capsys.readouterr().err == "sfumato: experiment: there is no 'var-kll'; did you mean var-kl?\n"
+    error = capsys.readouterr().err
+    assert error.startswith("sfumato: experiment: ")
+    assert all(piece in error for piece in ("'var-kll'", "did you mean var-kl"))
+    assert error.count("\n") == 1
     assert main(["reproduce", "ar-grpo-quality", "--work", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "reference: none is given; give" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("checkpoints"))  # it was said before any training
+    assert capsys.readouterr().err.startswith("sfumato: reference: ")
+    assert not list(tmp_path.rglob("checkpoints"))  # the error came before any training
     save_model(tmp_path / "model", tiny_var())
     experiment = small(tmp_path / "model")
-    monkeypatch.setitem(EXPERIMENTS, "var-kl", ("", lambda scale, reference: experiment))  # pyright: ignore
+    monkeypatch.setattr(Listed, "build", lambda self, scale, reference: experiment)
     words = ["reproduce", "var-kl", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert main(words) == 0
     assert f"Look at {tmp_path}/out/var-kl/summary.md" in capsys.readouterr().out

@@ -1,11 +1,13 @@
-"""Generators by name and by folder."""
+"""Load generators by name and from folders."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from golden_data import tokenizer_weights, transformer_weights
 from tiny import (
     CLASS_NAMES,
@@ -15,26 +17,25 @@ from tiny import (
     TRANSFORMER,
     VQ_TOKENIZER,
     tiny_captions,
-    tiny_conditions,
     tiny_llamagen,
+    tiny_request,
     tiny_var,
 )
 
-from sfumato.data.classes import caption_conditions
+from sfumato.families import FAMILIES, bundled_models, find_family, load, load_generator, read_card, releases
 from sfumato.families.library import (
-    RELEASES,
-    build_generator,
-    bundled_models,
-    class_names,
-    family_of,
+    family_of_shape,
     find_model,
-    load,
     load_model,
     save_model,
 )
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.var.generator import VAR
-from sfumato.text.encoders import load_text_encoder
+from sfumato.policy import Generator
+from sfumato.pretraining.pretrain import build_generator
+from sfumato.pretraining.pretrain_config import PretrainConfig
+from sfumato.request import Words
+from sfumato.settings import Settings
 
 
 def test_round_trip_of_a_model_folder(tmp_path: Path):
@@ -44,8 +45,10 @@ def test_round_trip_of_a_model_folder(tmp_path: Path):
         "config.json", "tokenizer.safetensors", "transformer.safetensors",
     ]  # fmt: skip
     read = load_model(tmp_path / "model")
+    assert isinstance(read, VAR)
     assert (read.config, read.tokenizer.config) == (TRANSFORMER, TOKENIZER)
-    assert read.class_names == CLASS_NAMES
+    assert read.card == generator.card
+    assert read.card.class_names == CLASS_NAMES
     ours, theirs = generator.state_dict(), read.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -59,31 +62,79 @@ def test_round_trip_of_a_llamagen_folder(tmp_path: Path, text: bool):
     assert isinstance(read, LlamaGen)
     assert read.guidance_interval == 3
     assert (read.config, read.tokenizer.config) == (LLAMAGEN_TEXT if text else LLAMAGEN, VQ_TOKENIZER)
-    assert read.class_names == class_names(str(tmp_path / "model")) == (() if text else CLASS_NAMES)
+    assert read.card == read_card(str(tmp_path / "model")) == generator.card
+    assert read.card.class_names == (() if text else CLASS_NAMES)
     ours, theirs = generator.state_dict(), read.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     policy = load(tmp_path / "model", guidance=2.5)
-    assert policy.generator.guidance == 2.5
-    conditions, tokens = tiny_captions([2, 3]) if text else tiny_conditions([2, 0]), torch.arange(18).view(2, 9) % 16
-    expected = tiny_llamagen(text=text, guidance=2.5, guidance_interval=3).logits(conditions, tokens)
-    torch.testing.assert_close(policy.generator.logits(conditions, tokens), expected, rtol=0, atol=1e-6)
+    assert policy.settings == Settings(guidance=2.5)
+    request, tokens = tiny_captions([2, 3]) if text else tiny_request([2, 0]), torch.arange(18).view(2, 9) % 16
+    expected = generator.logits(request, tokens, Settings(guidance=2.5))
+    logits = policy.generator.logits(request, tokens, policy.settings)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
 
 
 def test_families():
-    assert (family_of(tiny_var()), family_of(tiny_llamagen())) == ("var", "llamagen")
-    assert isinstance(build_generator(TRANSFORMER, TOKENIZER, CLASS_NAMES), VAR)
-    assert isinstance(build_generator(LLAMAGEN, VQ_TOKENIZER, CLASS_NAMES), LlamaGen)
-    with pytest.raises(ValueError, match="tokenizer: VQVAEConfig is not of the family llamagen"):
-        build_generator(LLAMAGEN, TOKENIZER, CLASS_NAMES)
-    with pytest.raises(ValueError, match="tokenizer: VQConfig is not of the family var"):
-        build_generator(TRANSFORMER, VQ_TOKENIZER, CLASS_NAMES)
+    assert [(name, family.name) for name, family in FAMILIES.items()] == [("var", "var"), ("llamagen", "llamagen")]
+    for name, kind, network, tokenizer in (
+        ("var", VAR, TRANSFORMER, TOKENIZER),
+        ("llamagen", LlamaGen, LLAMAGEN, VQ_TOKENIZER),
+        ("llamagen", LlamaGen, LLAMAGEN_TEXT, VQ_TOKENIZER),
+    ):
+        family = find_family(name)
+        assert family is family_of_shape(network)
+        assert isinstance(network, family.network_shape)
+        assert isinstance(tokenizer, family.tokenizer_shape)
+        # A shape is the same after a round trip through JSON.
+        shape = {"transformer": dataclasses.asdict(network), "tokenizer": dataclasses.asdict(tokenizer)}
+        generator = family.build(json.loads(json.dumps(shape)))
+        assert isinstance(generator, kind)
+        assert (generator.config, generator.tokenizer.config) == (network, tokenizer)
+        assert family.describe(generator).items() >= shape.items()
+    with bad_input("transformer", "VQConfig"):
+        family_of_shape(VQ_TOKENIZER)
+    with bad_input("tokenizer", "VQVAEConfig", "llamagen"):
+        build_generator(PretrainConfig(tokenizer=TOKENIZER, transformer=LLAMAGEN), CLASS_NAMES)
+    with bad_input("tokenizer", "VQConfig", "var"):
+        build_generator(PretrainConfig(tokenizer=VQ_TOKENIZER, transformer=TRANSFORMER), CLASS_NAMES)
+    with bad_input("model", "'vra'", "var, llamagen"):
+        find_family("vra")
+
+
+def test_a_family_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from tiny import tiny_var\n\n\ndef build():\n    return tiny_var(seed=3)\n\n\ndef fail():\n    return 1 / 0\n"
+    )
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    expected = tiny_var(seed=3).logits(tiny_request([2]), tokens, Settings())
+    monkeypatch.chdir(tmp_path)
+    generator = load_generator("own.py:build")
+    assert torch.equal(generator.logits(tiny_request([2]).inputs, tokens, Settings()), expected)
+    assert read_card("own.py:build").class_names == CLASS_NAMES
+    # The folder refers to the same file from any working directory.
+    with torch.no_grad():
+        for parameter in generator.network.parameters():
+            parameter.add_(0.01)
+    changed = generator.logits(tiny_request([2]).inputs, tokens, Settings())
+    assert (changed - expected).abs().max() > 1e-3
+    save_model(tmp_path / "model", generator)
+    monkeypatch.chdir("/")
+    read = load(tmp_path / "model")
+    assert read.generator.card.family == f"{file}:build"
+    assert torch.equal(read.generator.logits(tiny_request([2]).inputs, tokens, Settings()), changed)
+    with bad_input("model", "'none'", "build"):
+        load(f"{file}:none")
+    with bad_input("model", "nowhere.py"):
+        load("nowhere.py:build")
 
 
 def test_half_precision_is_widened(tmp_path: Path):
     generator = tiny_var()
     save_model(tmp_path, generator, torch.float16)
     size, read = (tmp_path / "transformer.safetensors").stat().st_size, load_model(tmp_path)
+    assert isinstance(read, VAR)
     save_model(tmp_path, generator)
     assert size < 0.7 * (tmp_path / "transformer.safetensors").stat().st_size
     for name, tensor in generator.state_dict().items():
@@ -93,16 +144,55 @@ def test_half_precision_is_widened(tmp_path: Path):
 
 def test_load(tiny_model: Path):
     policy = load(tiny_model, guidance=1.5, temperature=0.7)
-    assert policy.generator.guidance == 1.5
-    assert policy.temperature == 0.7
+    assert policy.settings == Settings(guidance=1.5, temperature=0.7)
     assert isinstance(policy.generator, VAR)
     assert not policy.generator.training
-    original = tiny_var(guidance=1.5)
+    original = tiny_var()
     tokens = torch.tensor([[1, 2, 3, 4, 5]])
-    expected = original.logits(tiny_conditions([2]), tokens)
-    assert torch.equal(policy.generator.logits(tiny_conditions([2]), tokens), expected)
-    assert load(str(tiny_model)).generator.guidance == 0
-    assert class_names(str(tiny_model)) == CLASS_NAMES
+    expected = original.logits(tiny_request([2]), tokens, policy.settings)
+    assert torch.equal(policy.generator.logits(tiny_request([2]), tokens, policy.settings), expected)
+    assert load(str(tiny_model)).settings == Settings()
+    assert read_card(str(tiny_model)).class_names == CLASS_NAMES
+
+
+def test_the_card_of_a_folder(tiny_model: Path, tmp_path: Path):
+    card = read_card(str(tiny_model))
+    assert card == load_generator(tiny_model).card == tiny_var().card
+    assert (card.family, card.judge) == ("var", None)
+    # Version 0.1 did not store a judge; all its models used the emoji judge.
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["judge"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_card(str(folder)).judge == load_generator(folder).card.judge == "emoji"
+
+
+@pytest.mark.parametrize("missing", ["family", "class_names"])
+def test_a_config_that_describes_no_generator(tiny_model: Path, tmp_path: Path, missing: str):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config[missing]
+    (folder / "config.json").write_text(json.dumps(config))
+    with bad_input("model", str(folder)):
+        load(folder)
+    with bad_input("model", str(folder)):
+        read_card(str(folder))
+    (folder / "config.json").write_text("{")
+    for read in (load, read_card):
+        with bad_input("model", str(folder / "config.json")):
+            read(str(folder))
+
+
+def test_another_text_encoder(tmp_path: Path):
+    save_model(tmp_path, tiny_llamagen(text=True))
+    generator = load_generator(tmp_path, text_encoder="someone/else")
+    assert isinstance(generator, LlamaGen)
+    assert generator.reader.encoder == "someone/else"
+    save_model(tmp_path / "classes", tiny_llamagen())
+    with bad_input("text_encoder", str(tmp_path / "classes")):
+        load(tmp_path / "classes", text_encoder="word-vectors")
 
 
 def test_newest_checkpoint_of_a_run(tiny_model: Path, tmp_path: Path):
@@ -112,7 +202,7 @@ def test_newest_checkpoint_of_a_run(tiny_model: Path, tmp_path: Path):
     assert find_model(tmp_path / "run/checkpoints/step-000002/model") == (
         tmp_path / "run/checkpoints/step-000002/model"
     )
-    # A checkpoint that was being written when the run was killed does not count.
+    # A checkpoint that was being written when the run was killed is ignored.
     (tmp_path / "run/checkpoints/.step-000012.tmp/model").mkdir(parents=True)
     assert find_model(tmp_path / "run") == tmp_path / "run/checkpoints/step-000010/model"
 
@@ -124,32 +214,39 @@ def test_checkpoint_of_a_run(tiny_model: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["nothing", "var-d17", "/no/such/folder"])
 def test_unknown_models(name: str):
-    with pytest.raises(ValueError, match=rf"model: '{name}' is neither a known model \(.*var-d16.*\) nor a run folder"):
+    with bad_input("model", repr(name), "var-d16", "emoji-var"):
         load(name)
+    with bad_input("model", repr(name), "var-d16", "emoji-var"):
+        read_card(name)
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # HF_HUB_OFFLINE is set: what is not cached cannot be had.
+    # HF_HUB_OFFLINE is set, so files that are not cached are unavailable.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match=r"weights: var_d16\.pth .*could not be fetched") as error:
+    with bad_input("weights", "var_d16.pth", "FoundationVision/var"):
         load("var-d16")
-    assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=r"model: someone/something .*could not be fetched") as error:
+    with bad_input("model", "someone/something"):
         load("someone/something")
-    assert "\n" not in str(error.value)
 
 
 def test_releases():
-    by_family = [[name for name in RELEASES if name.startswith(family)] for family in ("var-d", "llamagen-")]
+    by_family = [[name for name in releases() if name.startswith(family)] for family in ("var-d", "llamagen-")]
     assert by_family[0] == ["var-d16", "var-d20", "var-d24", "var-d30", "var-d36"]
     assert len(by_family[1]) == 12
     for name in by_family[0]:
-        assert sum(n * n for n in RELEASES[name].scales) == (2240 if name == "var-d36" else 680)
+        family, release = releases()[name]
+        assert family is FAMILIES["var"]
+        assert sum(n * n for n in release.needed["patch_nums"]) == (2240 if name == "var-d36" else 680)
     for name in by_family[1]:
-        assert RELEASES[name].scales == (16 if name.endswith(("256", "t2i")) else 32 if "512" in name else 24,), name
-    assert class_names("llamagen-xl-t2i") == ()
-    assert class_names("llamagen-3b-384") == class_names("var-d16")
-    names = class_names("var-d30")
+        family, release = releases()[name]
+        assert family is FAMILIES["llamagen"]
+        expected = 16 if name.endswith(("256", "t2i")) else 32 if "512" in name else 24
+        assert release.needed["grid_size"] == expected, name
+    assert read_card("llamagen-xl-t2i").class_names == ()
+    assert read_card("llamagen-3b-384").class_names == read_card("var-d16").class_names
+    assert [read_card(name).family for name in ("llamagen-xl-t2i", "var-d16")] == ["llamagen", "var"]
+    assert {read_card(name).judge for name in releases()} == {None}
+    names = read_card("var-d30").class_names
     assert len(names) == 1000
     assert (names[0], names[1], names[207], names[999]) == ("tench", "goldfish", "golden retriever", names[-1])
 
@@ -157,14 +254,14 @@ def test_releases():
 def test_another_models_weights(tmp_path: Path):
     torch.save(transformer_weights("a"), tmp_path / "var.pth")
     torch.save(tokenizer_weights(), tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match=r"depth 2 and width 128, var-d16 has 16 and 1024"):
+    with bad_input("weights", "depth 2", "var-d16", "depth 16", "var_d16.pth"):
         load("var-d16", weights=tmp_path / "var.pth", tokenizer=tmp_path / "vae.pth")
-    with pytest.raises(ValueError, match=r"weights: .* has no 'pos_start'"):
+    with bad_input("weights", "'pos_start'"):
         load("var-d16", weights=tmp_path / "vae.pth", tokenizer=tmp_path / "var.pth")
 
 
 def test_weights_go_with_a_release(tiny_model: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"weights: files go with a released model \(var-d16, "):
+    with bad_input("weights", "var-d16", str(tiny_model)):
         load(tiny_model, weights=tmp_path / "x.pth")
 
 
@@ -174,11 +271,8 @@ def test_damaged_weights(tiny_model: Path, tmp_path: Path, part: str):
     shutil.copytree(tiny_model, folder)
     file = folder / f"{part}.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(
-        ValueError, match=rf"model: .*{part}\.safetensors cannot be read .*; is it truncated\?"
-    ) as error:
+    with bad_input("model", str(file)):
         load(folder)
-    assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_shape(tiny_model: Path, tmp_path: Path):
@@ -187,23 +281,32 @@ def test_weights_of_another_shape(tiny_model: Path, tmp_path: Path):
     config = json.loads((folder / "config.json").read_text())
     config["transformer"]["width"] = 32
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"model: .*transformer\.safetensors does not fit its config") as error:
+    with bad_input("model", str(folder / "transformer.safetensors"), "config.json"):
         load(folder)
-    assert "\n" not in str(error.value)
 
 
 def test_bundled_models_load():
+    assert list(bundled_models()) == ["emoji-llamagen", "emoji-t2i", "emoji-var"]
     for name in bundled_models():
         policy = load(name)
-        assert isinstance(policy.generator, VAR | LlamaGen)
-        assert class_names(name) == policy.generator.class_names
-        conditions = tiny_conditions([0, 1])
-        if policy.generator.text_encoder:
-            reader = load_text_encoder(policy.generator.text_encoder)
-            conditions = caption_conditions(["red apple", "octopus in dim light"], reader.encode)
-        rollout = policy.sample(conditions, torch.arange(2))
+        generator = policy.generator
+        assert isinstance(generator, VAR | LlamaGen)
+        assert isinstance(generator, Generator)
+        assert read_card(name) == generator.card
+        assert policy.settings == generator.card.settings
+        assert generator.card.judge == "emoji"
+        words = tiny_request([0, 1]).words
+        if not generator.card.class_names:
+            words = Words(names=("red apple", "octopus in dim light"))
+        request = policy.request(words)
+        rollout = policy.sample(request, torch.arange(2))
         images = policy.decode(rollout.tokens)
-        side = policy.generator.tokenizer.config.image_size
+        side = generator.tokenizer.config.image_size
         assert images.shape == (2, 3, side, side)
-        log_probs = policy.log_probs(conditions, rollout.tokens)
+        log_probs = policy.log_probs(request, rollout.tokens)
         torch.testing.assert_close(rollout.log_probs, log_probs.detach(), rtol=0, atol=1e-4)
+
+
+def test_a_bundled_model_draws_with_its_cards_settings():
+    assert load("emoji-var").settings == read_card("emoji-var").settings == Settings(guidance=1.5, temperature=0.7)
+    assert load("emoji-var", temperature=1.0, guidance=None).settings == Settings()

@@ -1,4 +1,4 @@
-"""Parity with the published LlamaGen code on tiny models: of classes, with shared key heads, and of captions."""
+"""Parity with the published LlamaGen code on tiny class-conditional, grouped-query and text-conditional models."""
 
 import pytest
 import torch
@@ -8,18 +8,20 @@ from golden_data import (
     LLAMAGEN_META,
     LLAMAGEN_VARIANTS,
     golden_llamagen,
-    llamagen_conditions,
     llamagen_outputs,
+    llamagen_request,
 )
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import causal_mask
-from sfumato.families.published import _published_llamagen
-from sfumato.rollout import CaptionFeatures, Conditions
+from sfumato.families.llamagen.published import _published_llamagen
+from sfumato.request import CaptionFeatures, Request
+from sfumato.settings import Settings
 
 ATOL = 2e-4
+PLAIN = Settings()
 GUIDANCE = {"cfg1": (1.0, -1), "cfg2": (2.0, -1), "cfg2_interval4": (2.0, 4)}
 
 
@@ -27,9 +29,9 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=ATOL)
 
 
-def draw(generator: LlamaGen, conditions: Conditions, choose) -> tuple[Tensor, Tensor]:
-    """Tokens chosen one by one, and the logits they were chosen from."""
-    state, unit, tokens, logits = generator.start(conditions), None, [], []
+def draw(generator: LlamaGen, request: Request, settings: Settings, choose) -> tuple[Tensor, Tensor]:
+    """Return tokens chosen one by one, and the logits that they were chosen from."""
+    state, unit, tokens, logits = generator.start(request, settings), None, [], []
     for _ in generator.units:
         logits.append(generator.step(state, unit))
         unit = choose(logits[-1])
@@ -41,26 +43,31 @@ def draw(generator: LlamaGen, conditions: Conditions, choose) -> tuple[Tensor, T
 @pytest.mark.parametrize("name", GUIDANCE)
 @torch.no_grad()
 def test_greedy_sampling(variant: str, name: str):
-    golden, generator = llamagen_outputs(variant), golden_llamagen(variant, *GUIDANCE[name])
-    conditions = llamagen_conditions(variant)
-    tokens, logits = draw(generator, conditions, lambda logits: logits.argmax(-1))
+    guidance, interval = GUIDANCE[name]
+    golden, generator, settings = (
+        llamagen_outputs(variant),
+        golden_llamagen(variant, interval),
+        Settings(guidance=guidance),
+    )
+    request = llamagen_request(variant)
+    tokens, logits = draw(generator, request, settings, lambda logits: logits.argmax(-1))
     assert torch.equal(tokens, golden[f"greedy_{name}_tokens"].long())
     close(logits, golden[f"greedy_{name}_logits"])
-    close(generator.logits(conditions, tokens), golden[f"greedy_{name}_logits"])
+    close(generator.logits(request, tokens, settings), golden[f"greedy_{name}_logits"])
 
 
 @pytest.mark.parametrize("variant", LLAMAGEN_VARIANTS)
 @torch.no_grad()
 def test_filtered_sampling_with_the_references_random_stream(variant: str):
-    golden, settings = llamagen_outputs(variant), LLAMAGEN_META["gpt"][variant]["seeded_sampling"]
-    generator = golden_llamagen(variant, settings["cfg_scale"])
-    rng = torch.Generator().manual_seed(settings["torch_manual_seed"])
+    golden, published = llamagen_outputs(variant), LLAMAGEN_META["gpt"][variant]["seeded_sampling"]
+    generator = golden_llamagen(variant)
+    rng = torch.Generator().manual_seed(published["torch_manual_seed"])
 
     def choose(logits: Tensor) -> Tensor:
-        kept = generator.filter(logits / settings["temperature"], settings["top_k"], settings["top_p"])
+        kept = generator.filter(logits / published["temperature"], published["top_k"], published["top_p"])
         return torch.multinomial(kept[:, 0].softmax(-1), 1, generator=rng)
 
-    tokens, _ = draw(generator, llamagen_conditions(variant), choose)
+    tokens, _ = draw(generator, llamagen_request(variant), Settings(guidance=published["cfg_scale"]), choose)
     assert torch.equal(tokens, golden["seeded_tokens"].long())
 
 
@@ -68,21 +75,19 @@ def test_filtered_sampling_with_the_references_random_stream(variant: str):
 @torch.no_grad()
 def test_teacher_forced_logits(variant: str):
     golden, generator = llamagen_outputs(variant), golden_llamagen(variant)
-    conditions, tokens = llamagen_conditions(variant), golden["tokens"]
+    request, tokens = llamagen_request(variant), golden["tokens"]
     first = LLAMAGEN_META["gpt"][variant]["cls_token_num"] - 1  # the position that predicts token 0
-    logits = generator.logits(conditions, tokens)
+    logits = generator.logits(request, tokens, PLAIN)
     close(logits, golden["logits_full"][:, first:-1])
     close(logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0], golden["token_logprobs"])
-    nothing = Conditions(
-        labels=conditions.labels, names=conditions.names, text=conditions.text, null=torch.ones(4, dtype=torch.bool)
-    )
-    close(generator.logits(nothing, tokens), golden["logits_full_null"][:, first:-1])
+    nothing = Request(words=request.words, inputs=request.inputs.drop(torch.ones(4, dtype=torch.bool)))
+    close(generator.logits(nothing, tokens, PLAIN), golden["logits_full_null"][:, first:-1])
 
 
 @pytest.mark.parametrize("variant", LLAMAGEN_VARIANTS)
 def test_rotary_table(variant: str):
     golden, length = llamagen_outputs(variant)["freqs_cis"], LLAMAGEN_META["gpt"][variant]["cls_token_num"]
-    positions = golden_llamagen(variant).transformer.positions(length)
+    positions = golden_llamagen(variant).network.positions(length)
     torch.testing.assert_close(positions, golden, rtol=0, atol=1e-6)
     assert not positions[:length].any()
     assert positions[length:].square().sum(-1).min() > 0.999
@@ -113,12 +118,12 @@ def test_filter(top_k: int, top_p: float):
 @pytest.mark.parametrize("variant", LLAMAGEN_VARIANTS)
 def test_gradients(variant: str):
     golden, generator, meta = llamagen_outputs(variant), golden_llamagen(variant), LLAMAGEN_META["gpt"][variant]
-    logits = generator.logits(llamagen_conditions(variant), golden["tokens"])
+    logits = generator.logits(llamagen_request(variant), golden["tokens"], PLAIN)
     loss = F.cross_entropy(logits.flatten(0, 1), golden["tokens"].flatten())
     assert loss.item() == pytest.approx(meta["loss"], abs=1e-5)
     loss.backward()
     gradients = {}
-    for name, parameter in generator.transformer.named_parameters():
+    for name, parameter in generator.network.named_parameters():
         assert parameter.grad is not None, name
         names = _published_llamagen(name)
         gradients |= zip(names, parameter.grad.chunk(len(names)), strict=True)

@@ -1,4 +1,4 @@
-"""Parity with the published VAR code on tiny models; tolerances are the measurements' own."""
+"""Parity with the published VAR code on tiny models, with the tolerances of the measurements."""
 
 import pytest
 import torch
@@ -7,13 +7,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.families.var.generator import VAR
-from sfumato.rollout import Conditions
+from sfumato.families.var.published import _published_var
+from sfumato.request import Request
+from sfumato.settings import Settings
+from sfumato.testing import class_request
 
 ATOL = 2e-4
-
-
-def conditions(labels: Tensor) -> Conditions:
-    return Conditions(labels=labels, names=tuple(map(str, labels.tolist())))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -38,47 +37,48 @@ def test_tokenizer(variant: str):
 @torch.no_grad()
 def test_teacher_forced_logits(variant: str):
     golden, generator = outputs(variant), golden_var(variant)
-    close(generator._inputs(golden["idx"]), golden["var_input"])
-    logits = generator.logits(conditions(golden["labels"]), golden["idx"])
+    close(generator._codes(golden["idx"]), golden["var_input"])
+    logits = generator.logits(class_request(golden["labels"]), golden["idx"], Settings())
     close(logits, golden["logits"])
     close(logits.log_softmax(-1).gather(-1, golden["idx"][..., None])[..., 0], golden["token_logprobs"])
-    null = conditions(torch.full_like(golden["labels"], generator.null_class))
-    close(generator.logits(null, golden["idx"]), golden["logits_null_class"])
+    null = class_request(torch.full_like(golden["labels"], generator.config.num_classes))
+    close(generator.logits(null, golden["idx"], Settings()), golden["logits_null_class"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @torch.no_grad()
 def test_greedy_sampling(variant: str, guidance: float):
-    golden, generator = outputs(variant), golden_var(variant, guidance)
+    golden, generator, settings = outputs(variant), golden_var(variant), Settings(guidance=guidance)
     name = f"greedy_cfg{str(guidance).replace('.', '') if guidance else 0}"
-    tokens, logits = draw(generator, conditions(golden["labels"]), lambda unit: unit.argmax(-1))
+    request = class_request(golden["labels"])
+    tokens, logits = draw(generator, request, settings, lambda unit: unit.argmax(-1))
     close(logits, golden[f"{name}_logits"])
     assert torch.equal(tokens, golden[f"{name}_idx"])
     if f"{name}_image" in golden:
         close(generator.decode(tokens), golden[f"{name}_image"])
-    close(generator.logits(conditions(golden["labels"]), tokens), golden[f"{name}_logits"])
+    close(generator.logits(request, tokens, settings), golden[f"{name}_logits"])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_filtered_sampling_with_the_references_random_stream(variant: str):
-    golden, generator = outputs(variant), golden_var(variant, guidance=1.5)
+    golden, generator = outputs(variant), golden_var(variant)
     rng = torch.Generator().manual_seed(7)
 
     def choose(logits: Tensor) -> Tensor:
         probabilities = generator.filter(logits, top_k=12, top_p=0.9).softmax(-1)
         return torch.multinomial(probabilities.flatten(0, 1), 1, generator=rng).view(logits.shape[:2])
 
-    tokens, _ = draw(generator, conditions(golden["labels"]), choose)
+    tokens, _ = draw(generator, class_request(golden["labels"]), Settings(guidance=1.5), choose)
     assert torch.equal(tokens, golden["seeded_idx"])
     if "seeded_image" in golden:
         close(generator.decode(tokens), golden["seeded_image"])
 
 
-def draw(generator: VAR, conditions: Conditions, choose) -> tuple[Tensor, Tensor]:
-    """Tokens chosen scale by scale, and the logits they were chosen from."""
-    state, unit, tokens, logits = generator.start(conditions), None, [], []
+def draw(generator: VAR, request: Request, settings: Settings, choose) -> tuple[Tensor, Tensor]:
+    """Return tokens chosen scale by scale, and the logits that they were chosen from."""
+    state, unit, tokens, logits = generator.start(request, settings), None, [], []
     for _ in generator.units:
         logits.append(generator.step(state, unit))
         unit = choose(logits[-1])
@@ -95,7 +95,7 @@ def test_filter(top_k: int, top_p: float):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients(variant: str):
     golden, generator = outputs(variant), golden_var(variant)
-    logits = generator.logits(conditions(golden["labels"]), golden["idx"])
+    logits = generator.logits(class_request(golden["labels"]), golden["idx"], Settings())
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), golden["idx"].flatten())
     assert loss.item() == pytest.approx(META["variants"][variant]["loss"], abs=1e-5)
     loss.backward()
@@ -108,7 +108,5 @@ def test_gradients(variant: str):
 
 
 def published_gradients(generator: VAR) -> dict[str, Tensor]:
-    from sfumato.families.published import _published_var
-
-    named = generator.transformer.named_parameters()
+    named = generator.network.named_parameters()
     return {_published_var(name)[0]: p.grad for name, p in named if p.grad is not None}

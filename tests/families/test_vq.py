@@ -1,15 +1,16 @@
-"""LlamaGen's tokenizer: parity with the published code, and what its codes mean."""
+"""LlamaGen's tokenizer: parity with the published code, and the meaning of its codes."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import bad_input
 from golden_data import LLAMAGEN_META, golden_llamagen, llamagen_outputs, llamagen_weights, vq_weights
 from tiny import VQ_TOKENIZER, tiny_llamagen
 from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
+from sfumato.families.llamagen.published import read_llamagen
 from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
-from sfumato.families.published import load_llamagen
 
 ATOL = 2e-4
 SIDES = {"vq16": 4, "vq8like": 6}
@@ -20,8 +21,8 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def golden_tokenizer(variant: str) -> LlamaGen:
-    """A generator whose tokenizer is the variant; its transformer does not matter."""
-    return load_llamagen(llamagen_weights("c2i"), vq_weights(variant), num_heads=4, grid_size=SIDES[variant]).eval()
+    """Return a generator with this variant's tokenizer; its transformer does not matter."""
+    return read_llamagen(llamagen_weights("c2i"), vq_weights(variant), num_heads=4, grid_size=SIDES[variant]).eval()
 
 
 def as_map(codes: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ def test_parity(variant: str):
     close(quantized, golden["quantized"])
     close(vectors.norm(dim=-1), torch.ones(len(vectors)))
     for tokens, decoded in ((golden["idx"], "decoded_image"), (golden["random_codes"], "random_codes_image")):
-        # The published decoder does not clamp; images do.
+        # The published decoder does not clamp its output; images are clamped.
         close(tokenizer.decode_features(as_map(tokenizer.quantizer.embed(tokens))), golden[decoded])
         close(generator.decode(tokens), (golden[decoded].clamp(-1, 1) + 1) / 2)
         assert golden[decoded].abs().max() > 1
@@ -97,5 +98,5 @@ def test_sizes():
 def test_encode_wants_the_tokenizers_size():
     generator = tiny_llamagen()
     assert generator.encode(torch.rand(2, 3, 12, 12)).shape == (2, 9)
-    with pytest.raises(ValueError, match=r"images: .* are not of the generator's 12×12 pixels"):
+    with bad_input("images", "(2, 3, 8, 8)", "12"):
         generator.encode(torch.rand(2, 3, 8, 8))

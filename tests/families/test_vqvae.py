@@ -1,9 +1,10 @@
-"""Details of the multi-scale tokenizer that the golden models do not reach."""
+"""Details of the multi-scale tokenizer that the golden models do not cover."""
 
 import json
 
 import pytest
 import torch
+from errors import bad_input
 from golden_data import GOLDEN, golden_var
 from tiny import tiny_var
 
@@ -46,7 +47,7 @@ def test_the_rest_shrinks_to_what_is_left_over():
     quantizer = generator.tokenizer.quantizer
     tokens, accumulated, vectors = quantizer.quantize(features)
     assert [len(v) for v in vectors] == [2 * unit for unit in generator.units]
-    # What the last scale quantised is the features less what the scales before had added.
+    # The last scale quantizes the features minus the contributions of the previous scales.
     rest = (features - accumulated[-2]).permute(0, 2, 3, 1).flatten(0, 2)
     torch.testing.assert_close(vectors[-1], rest, rtol=0, atol=1e-5)
     assert torch.equal(quantizer.nearest(rest).unflatten(0, (2, -1)), tokens[-1])
@@ -55,5 +56,5 @@ def test_the_rest_shrinks_to_what_is_left_over():
 def test_encode_wants_the_tokenizers_size():
     generator = tiny_var()
     assert generator.encode(torch.rand(2, 3, 8, 8)).shape == (2, 5)
-    with pytest.raises(ValueError, match=r"images: .* are not of the generator's 8×8 pixels"):
+    with bad_input("images", "(2, 3, 16, 16)", "8"):
         generator.encode(torch.rand(2, 3, 16, 16))

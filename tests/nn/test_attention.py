@@ -1,10 +1,11 @@
-"""What the transformers of all families share."""
+"""Layers shared by the transformers of all families."""
 
 import pytest
 import torch
-from tiny import tiny_conditions, tiny_llamagen, tiny_var
+from tiny import tiny_llamagen, tiny_request, tiny_var
 
 from sfumato.nn.attention import FEW_ROWS, MANY_WEIGHTS, KeyValueCache, project
+from sfumato.settings import Settings
 
 
 def test_cache_by_hand():
@@ -18,7 +19,7 @@ def test_cache_by_hand():
         held, held_values = cache.append(keys[:, :, end - 1 : end], values[:, :, end - 1 : end])
         assert torch.equal(held, keys[:, :, :end])
         assert torch.equal(held_values, values[:, :, :end])
-        # Views of memory that was allocated once.
+        # They are views of memory that is allocated once.
         assert (held.data_ptr(), held_values.data_ptr()) == (cache.keys.data_ptr(), cache.values.data_ptr()) == memory
     assert (cache.batch, cache.length) == (2, 5)
     assert cache.keys.shape == cache.values.shape == (2, 3, 5, 4)
@@ -38,10 +39,10 @@ def test_cache_keeps_the_first_rows():
 
 def test_cache_has_the_type_of_what_comes():
     with torch.no_grad():
-        for generator in (tiny_var(guidance=1.5), tiny_llamagen(guidance=1.5)):
+        for generator in (tiny_var(), tiny_llamagen()):
             for dtype in (torch.bfloat16, torch.float32):
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                    state = generator.start(tiny_conditions([0, 1]))
+                    state = generator.start(tiny_request([0, 1]), Settings(guidance=1.5))
                     generator.step(state, None)  # pyright: ignore[reportArgumentType]
                 assert {(c.keys.dtype, c.values.dtype) for c in state.caches} == {(dtype, dtype)}
 

@@ -1,4 +1,4 @@
-"""Pre-training on a tiny folder of images: stages, resuming, and the models that come out."""
+"""Pre-training on a tiny folder of images: stages, resuming, and the resulting models."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from PIL import Image
 from run_folders import assert_equal
 from safetensors.torch import load_file
@@ -19,17 +20,13 @@ from sfumato.families.library import load
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.tokenizer import MultiScaleVQVAE
 from sfumato.interrupt import Interrupt
+from sfumato.policy import Card
 from sfumato.pretraining.classifier_stage import ClassifierTraining
 from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining, cache_tokens
-from sfumato.pretraining.pretrain import (
-    ClassifierPretrainConfig,
-    PretrainConfig,
-    code_usage,
-    pretrain_classifier,
-    pretrain_generator,
-)
+from sfumato.pretraining.pretrain import pretrain_classifier, pretrain_generator
+from sfumato.pretraining.pretrain_config import ClassifierPretrainConfig, PretrainConfig
 from sfumato.pretraining.tokenizer_stage import TokenizerTraining
-from sfumato.rollout import Conditions
+from sfumato.request import ClassInputs
 
 CONFIG = PretrainConfig(
     tokenizer=TOKENIZER,
@@ -57,7 +54,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data: Path, folder: Path, stop_at: tuple[str, int] | None = None, resume: bool = False) -> bool:
-    """Both stages, with Ctrl-C during one step of one of them."""
+    """Run both stages, with Ctrl-C during one step of one of them."""
     interrupt = Interrupt()
 
     def report(stage: str, step: int, steps: int, stats: dict[str, float]) -> None:
@@ -77,20 +74,20 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, object]:
-    """All that a run has written, but for the clock."""
-    found: dict[str, object] = {}
+    """Return everything that a run has written, except for times."""
+    contents: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix == ".safetensors":
-            found[name] = load_file(path)
+            contents[name] = load_file(path)
         elif path.suffix == ".pt":
-            found[name] = torch.load(path, weights_only=True)
+            contents[name] = torch.load(path, weights_only=True)
         elif path.suffix == ".jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+            contents[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
         elif path.is_file():
-            found[name] = path.read_bytes()
-    return found
+            contents[name] = path.read_bytes()
+    return contents
 
 
 def test_files(finished: Path):
@@ -112,13 +109,13 @@ def test_the_result_is_a_model(finished: Path, pictures: Path):
     policy = load(finished)
     generator = policy.generator
     assert isinstance(generator, VAR)
-    assert generator.class_names == ("blue", "green", "red")
+    assert generator.card.class_names == ("blue", "green", "red")
     assert generator.config.num_classes == 3
     state = torch.load(finished / "generator/checkpoint.pt", weights_only=True)
-    for name, tensor in generator.transformer.state_dict().items():
-        # Half precision is what ships.
+    for name, tensor in generator.network.state_dict().items():
+        # The model is saved in half precision.
         assert torch.equal(tensor, state["trainer"]["average"][name].half().float()), name
-    # The generator was trained on the tokens of the tokenizer as it ships, and its usage was counted with it.
+    # The generator was trained, and code usage was counted, with the tokenizer as it is saved.
     source = FolderImages(pictures, 8)
     usage = generator.tokenizer.quantizer.usage
     assert usage.sum(1).tolist() == [6 * 1, 6 * 4]
@@ -146,19 +143,35 @@ def test_existing_runs_and_other_settings_are_refused(finished: Path, pictures: 
     def report(*args: object) -> None:
         raise AssertionError
 
-    with pytest.raises(ValueError, match=r"run_dir: .* is not empty; continue it with --resume"):
+    with bad_input("run_dir", str(finished), "--resume"):
         run(pictures, finished)
     other = replace(CONFIG, seed=1)
-    with pytest.raises(ValueError, match=r"resume: .*config\.json has other settings"):
+    with bad_input("resume", "config.json"):
         pretrain_generator(other, pictures, finished, resume=True, report=report, interrupt=Interrupt())
+
+
+def test_a_run_of_version_0_1_goes_on(finished: Path, pictures: Path, tmp_path: Path):
+    """Version 0.1 called the sampling settings inference, stored no guidance as 0, and had no judge."""
+    assert not run(pictures, tmp_path / "run", stop_at=("generator", 2))
+    config = tmp_path / "run/config.json"
+    saved = json.loads(config.read_text())
+    del saved["judge"], saved["settings"]
+    old = {**saved, "inference": {"guidance": 0.0, "temperature": 0.5, "top_k": 0, "top_p": 0.0}}
+    config.write_text(json.dumps(old))
+    with bad_input("resume", "config.json"):
+        run(pictures, tmp_path / "run", resume=True)
+    old["inference"]["temperature"] = 1.0
+    config.write_text(json.dumps(old))
+    assert run(pictures, tmp_path / "run", resume=True)
+    assert_equal(files_of(tmp_path / "run"), files_of(finished))
 
 
 def test_nothing_is_overwritten(pictures: Path, tmp_path: Path):
     (tmp_path / "project/model").mkdir(parents=True)
     (tmp_path / "project/model/precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"run_dir: .*project is not empty"):
+    with bad_input("run_dir", "project ", "--resume"):
         run(pictures, tmp_path / "project")
-    with pytest.raises(ValueError, match=r"run_dir: .*project holds no run to resume"):
+    with bad_input("run_dir", "project ", "without --resume"):
         run(pictures, tmp_path / "project", resume=True)
     assert (tmp_path / "project/model/precious.txt").read_text() == "mine"
     assert len(list((tmp_path / "project").rglob("*"))) == 2
@@ -169,12 +182,12 @@ def test_resuming_on_other_images_is_refused(pictures: Path, tmp_path: Path):
     other = tmp_path / "other"
     shutil.copytree(pictures, other)
     next(other.rglob("*.png")).unlink()
-    with pytest.raises(ValueError, match=r"data: these are not the images that the run began with"):
+    with bad_input("data", "data.json"):
         run(other, tmp_path / "run", resume=True)
 
 
 def test_wrong_data(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"data: .*nowhere is not a folder"):
+    with bad_input("data", "nowhere "):
         run(tmp_path / "nowhere", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +195,9 @@ def test_wrong_data(tmp_path: Path):
 def test_code_usage_counts_tokens(pictures: Path):
     torch.manual_seed(0)
     tokenizer, source = MultiScaleVQVAE(TOKENIZER), FolderImages(pictures, 8)
-    usage = code_usage(tokenizer, source)
+    for size in (6, 4):  # earlier counts are discarded
+        tokenizer.count_usage(source[index][0] for index in torch.arange(6).split(size))
+    usage = tokenizer.quantizer.usage
     tokens = tokenizer.encode(source[torch.arange(6)][0])
     for scale, part in enumerate(tokens.split((1, 4), dim=1)):
         expected = [(part == code).sum().item() for code in range(16)]
@@ -192,7 +207,8 @@ def test_code_usage_counts_tokens(pictures: Path):
 def fresh_trainer(pictures: Path, **changes: float) -> GeneratorTrainer:
     torch.manual_seed(0)
     source = FolderImages(pictures, 8)
-    generator = VAR(replace(TRANSFORMER, num_classes=3), MultiScaleVQVAE(TOKENIZER), source.class_names)
+    card = Card(family="var", class_names=source.class_names)
+    generator = VAR(replace(TRANSFORMER, num_classes=3), MultiScaleVQVAE(TOKENIZER), card)
     config = GeneratorTraining(steps=30, batch_size=6, warmup_steps=2, learning_rate=5e-3)
     return GeneratorTrainer(generator, source, replace(config, **changes), torch.Generator().manual_seed(0))
 
@@ -200,7 +216,7 @@ def fresh_trainer(pictures: Path, **changes: float) -> GeneratorTrainer:
 def test_likelihood_rises(pictures: Path):
     trainer = fresh_trainer(pictures)
     losses = [trainer.step(step)["loss"] for step in range(30)]
-    # At first the head is close to zero, so all 16 codes are equally likely.
+    # At first, the head is close to zero, so all 16 codes are equally likely.
     assert losses[0] == pytest.approx(2.7726, abs=0.05)
     assert losses[-1] < losses[0] - 0.3
 
@@ -208,11 +224,11 @@ def test_likelihood_rises(pictures: Path):
 def test_loss_by_hand(pictures: Path):
     trainer = fresh_trainer(pictures)
     assert isinstance(trainer.model, VAR)
-    tokens, labels = trainer.tokens[:2], torch.tensor([0, trainer.model.null_class])
-    conditions = Conditions(labels=torch.tensor([0, 1]), names=("", ""), null=torch.tensor([False, True]))
-    loss, stats = trainer.loss(conditions, tokens, tokens)
+    tokens, labels = trainer.tokens[:2], torch.tensor([0, trainer.model.config.num_classes])
+    inputs = ClassInputs(labels=torch.tensor([0, 1]), null=torch.tensor([False, True]))
+    loss, stats = trainer.loss(inputs, tokens, tokens)
     with torch.no_grad():
-        logits = trainer.model.transformer(labels, trainer.model._inputs(tokens))
+        logits = trainer.model.network(labels, trainer.model._codes(tokens))
     expected = -logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()
     assert loss.item() == stats["loss"] == pytest.approx(expected.item(), abs=1e-6)
     assert stats["accuracy"] == pytest.approx((logits.argmax(-1) == tokens).float().mean().item(), abs=1e-6)
@@ -220,14 +236,14 @@ def test_loss_by_hand(pictures: Path):
 
 def test_average_of_the_weights(pictures: Path):
     trainer = fresh_trainer(pictures)
-    parameter, average = (m.get_parameter("head.weight") for m in (trainer.model.transformer, trainer.average))
+    parameter, average = (m.get_parameter("head.weight") for m in (trainer.model.network, trainer.average))
     expected = average.clone()
     for step in range(3):
         trainer.step(step)
         decay = (step + 1) / (step + 10)
         expected = decay * expected + (1 - decay) * parameter.detach()
         torch.testing.assert_close(average, expected, rtol=0, atol=1e-6)
-    assert trainer.averaged().transformer is trainer.average
+    assert trainer.averaged().network is trainer.average
 
 
 def test_share_of_dropped_labels(pictures: Path, monkeypatch: pytest.MonkeyPatch):
@@ -268,7 +284,7 @@ def test_classifier(pictures: Path, tmp_path: Path):
     assert classifier.class_names == ("blue", "green", "red")
     assert classifier.log_probs(torch.rand(2, 3, 8, 8)).exp().sum(1).tolist() == pytest.approx([1, 1], abs=1e-5)
     accuracy = json.loads((tmp_path / "whole/accuracy.json").read_text())
-    assert 0 <= accuracy["top1"] <= accuracy["top5"] == 1.0  # of three classes, the first five are all
+    assert 0 <= accuracy["top1"] <= accuracy["top5"] == 1.0  # the top five include all three classes
 
 
 def test_augmented_images_stay_in_range():

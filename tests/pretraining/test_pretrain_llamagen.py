@@ -1,4 +1,4 @@
-"""Pre-training of next-token generators, of classes and of captions, and of the image-text model."""
+"""Pre-training of next-token generators on classes and on captions, and of the image-text model."""
 
 import json
 from dataclasses import replace
@@ -6,22 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from PIL import Image
 from run_folders import assert_equal
 from safetensors.torch import load_file
-from tiny import LLAMAGEN, VQ_TOKENIZER, tiny_conditions
+from tiny import LLAMAGEN, VQ_TOKENIZER, tiny_request
 
 from sfumato.data.images import FolderImages
 from sfumato.emoji.image_text import ImageTextConfig, ImageTextModel, load_image_text
 from sfumato.emoji.source import EMOJI_SCENES, EmojiImages
-from sfumato.families.library import load
+from sfumato.families.library import load, load_generator
+from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.interrupt import Interrupt
+from sfumato.policy import Generator
 from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
 from sfumato.pretraining.image_text_stage import ImageTextTrainer, ImageTextTraining, contrastive_loss
-from sfumato.pretraining.pretrain import AnyPretrainConfig, ImageTextPretrainConfig, PretrainConfig, pretrain
+from sfumato.pretraining.pretrain import build_generator, pretrain
+from sfumato.pretraining.pretrain_config import AnyPretrainConfig, ImageTextPretrainConfig, PretrainConfig
 from sfumato.pretraining.tokenizer_stage import TokenizerTraining
+from sfumato.request import Inputs, TextInputs, Words
 from sfumato.rewards import build_reward
-from sfumato.rollout import Conditions
+from sfumato.settings import Settings
 from sfumato.text.encoders import load_text_encoder
 
 THINGS = (
@@ -60,7 +65,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stand-in for the npm package with 32 emoji, each of a shape and colour of its own."""
+    """A stand-in for the npm package with 32 emoji, each with its own colors."""
     folder = tmp_path_factory.mktemp("package")
     (folder / "img/google/64").mkdir(parents=True)
     rng = torch.Generator().manual_seed(1)
@@ -111,13 +116,14 @@ def test_classes(class_run: Path, pictures: Path, tmp_path: Path):
     assert run(CLASSES, pictures, tmp_path / "parts", resume=True)
     assert_equal(weights(tmp_path / "parts"), weights(class_run))
     generator = load(class_run).generator
-    assert generator.class_names == ("blue plum", "green pear", "red apple")
+    assert generator.card.class_names == ("blue plum", "green pear", "red apple")
     assert generator.units == (1,) * 9
 
 
 def test_captions_start_from_another_model(class_run: Path, pictures: Path, tmp_path: Path):
     steps = replace(CAPTIONS.generator_training, steps=0)
-    config = replace(CAPTIONS, start_from=str(class_run), generator_training=steps)
+    settings = Settings(guidance=1.5, temperature=0.8)
+    config = replace(CAPTIONS, start_from=str(class_run), generator_training=steps, settings=settings, judge="emoji")
     assert run(config, pictures, tmp_path / "text")
     text, classes = weights(tmp_path / "text"), weights(class_run)
     assert_equal(text["tokenizer.safetensors"], classes["tokenizer.safetensors"])
@@ -126,82 +132,86 @@ def test_captions_start_from_another_model(class_run: Path, pictures: Path, tmp_
     for name in shared:
         assert torch.equal(text["transformer.safetensors"][name], classes["transformer.safetensors"][name])
     generator = load(tmp_path / "text").generator
-    assert (generator.text_encoder, generator.longest_caption, generator.class_names) == ("word-vectors", 8, ())
+    assert isinstance(generator, LlamaGen)
+    assert (generator.card.settings, generator.card.judge) == (settings, "emoji")
+    assert (generator.reader.encoder, generator.reader.longest, generator.card.class_names) == ("word-vectors", 8, ())
 
 
 def test_nothing_to_start_from(class_run: Path, pictures: Path, tmp_path: Path):
     wider = replace(VQ_TOKENIZER, base_channels=12, latent_channels=12, code_width=3, vocab_size=15, patch=1)
     config = replace(CAPTIONS, start_from=str(class_run), tokenizer=wider)
     config = replace(config, transformer=replace(CAPTIONS.transformer, width=32, feed_forward_width=40))
-    with pytest.raises(ValueError, match=r"start_from: no tensor of .* has the name and shape of one here"):
+    with bad_input("start_from", str(class_run)):
         run(config, pictures, tmp_path / "run")
 
 
 def test_captions_are_what_is_learnt(pictures: Path, tmp_path: Path):
     assert run(replace(CAPTIONS, tokenizer_training=CLASSES.tokenizer_training), pictures, tmp_path / "text")
-    source, reader = FolderImages(pictures, 12), load_text_encoder("word-vectors")
+    source, encoder = FolderImages(pictures, 12), load_text_encoder("word-vectors")
     rng = torch.Generator().manual_seed(0)
-    trainer = GeneratorTrainer(load(tmp_path / "text").generator, source, GeneratorTraining(), rng, reader)
-    conditions = trainer.conditions(torch.tensor([4, 5]), rng)
-    assert conditions.names == ("red apple", "a bitten apple")
-    assert conditions.text is not None
-    expected = reader.encode(["red apple", "a bitten apple"])
-    assert torch.equal(conditions.text.features[1], expected[1])
-    assert torch.equal(conditions.text.features[0, -2:], expected[0])
-    assert conditions.text.mask.sum(1).tolist() == [len(e) for e in expected]
-    dropped = replace(conditions, null=torch.tensor([True, True]))
+    trainer = GeneratorTrainer(load_generator(tmp_path / "text"), source, GeneratorTraining(), rng)
+    words = trainer.words(torch.tensor([4, 5]), rng)
+    assert words.names == ("red apple", "a bitten apple")
+    inputs = trainer.model.inputs(words)
+    assert isinstance(inputs, TextInputs)
+    expected = encoder.encode(["red apple", "a bitten apple"])
+    assert inputs.rows.tolist() == [0, 1]
+    assert torch.equal(inputs.captions.features[1], expected[1])
+    assert torch.equal(inputs.captions.features[0, -2:], expected[0])
+    assert inputs.captions.mask.sum(1).tolist() == [len(e) for e in expected]
+    dropped = inputs.drop(torch.tensor([True, True]))
     tokens = trainer.tokens[4:6]
-    assert trainer.loss(dropped, tokens, tokens)[1] != trainer.loss(conditions, tokens, tokens)[1]
+    assert trainer.loss(dropped, tokens, tokens)[1] != trainer.loss(inputs, tokens, tokens)[1]
 
 
 def test_long_captions_are_cut(pictures: Path, tmp_path: Path):
     steps = replace(CAPTIONS.generator_training, steps=0)
     assert run(replace(CAPTIONS, generator_training=steps), pictures, tmp_path / "text")
-    source, reader = FolderImages(pictures, 12), load_text_encoder("word-vectors")
+    source = FolderImages(pictures, 12)
     source.captions = lambda index, rng: ["red apple " * 10] * len(index)
     rng = torch.Generator().manual_seed(0)
-    trainer = GeneratorTrainer(load(tmp_path / "text").generator, source, GeneratorTraining(), rng, reader)
-    conditions = trainer.conditions(torch.tensor([0, 1]), rng)
-    assert conditions.text is not None
-    assert conditions.text.features.shape[1] == 8
-    assert trainer.loss(conditions, trainer.tokens[:2], trainer.tokens[:2])[0].isfinite()
+    trainer = GeneratorTrainer(load_generator(tmp_path / "text"), source, GeneratorTraining(), rng)
+    inputs = trainer.model.inputs(trainer.words(torch.tensor([0, 1]), rng))
+    assert isinstance(inputs, TextInputs)
+    assert inputs.captions.features.shape[1] == 8
+    assert trainer.loss(inputs, trainer.tokens[:2], trainer.tokens[:2])[0].isfinite()
 
 
 def text_trainer(package: Path, config: GeneratorTraining) -> GeneratorTrainer:
-    rng, reader = torch.Generator().manual_seed(0), load_text_encoder("word-vectors")
-    return GeneratorTrainer(load_tiny_text(), EmojiImages(package, 12), config, rng, reader)
+    return GeneratorTrainer(load_tiny_text(), EmojiImages(package, 12), config, torch.Generator().manual_seed(0))
 
 
 def test_token_noise(package: Path):
     trainer = text_trainer(package, GeneratorTraining(token_noise=0.2))
     tokens = torch.arange(4000)[:, None] * 64 + torch.arange(64)
-    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens, 0.0)
-    from_neighbour = disturbed == tokens.roll(1, 0)
-    assert torch.equal(disturbed[~from_neighbour], tokens[~from_neighbour])
-    # Every image has a share of its own, from none to a fifth.
-    shares = from_neighbour.float().mean(1)
+    disturbed = trainer.disturbed(tiny_request([0] * 4000).inputs, tokens, 0.0)
+    from_neighbor = disturbed == tokens.roll(1, 0)
+    assert torch.equal(disturbed[~from_neighbor], tokens[~from_neighbor])
+    # Every image has its own share, from 0 to 0.2.
+    shares = from_neighbor.float().mean(1)
     assert shares.mean().item() == pytest.approx(0.1, abs=0.003)
     assert shares[:2000].std().item() == pytest.approx((0.2**2 / 12 + 0.1 * 0.9 / 64) ** 0.5, rel=0.1)
     quiet = text_trainer(package, GeneratorTraining())
-    assert quiet.disturbed(tiny_conditions([0] * 4000), tokens, 0.0) is tokens
+    assert quiet.disturbed(tiny_request([0] * 4000).inputs, tokens, 0.0) is tokens
 
 
 @pytest.mark.parametrize("token_noise", [0.0, 0.5])
 def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise: float):
     trainer, read = text_trainer(package, GeneratorTraining(token_noise=token_noise)), []
 
-    def logits(_: Conditions, tokens: torch.Tensor) -> torch.Tensor:
-        """Token 0 three times in four, token 1 otherwise."""
+    def logits(_: Inputs, tokens: torch.Tensor, settings: Settings) -> torch.Tensor:
+        """Return logits for token 0 with probability 0.75, otherwise token 1."""
+        assert settings == Settings()
         read.append(tokens)
         return torch.tensor([0.75, 0.25]).log().expand(*tokens.shape, 2).contiguous()
 
     monkeypatch.setattr(trainer.model, "logits", logits)
     tokens = torch.arange(2, 4002)[:, None] * 64 + torch.arange(64)
-    disturbed = trainer.disturbed(tiny_conditions([0] * 4000), tokens, 0.8)
-    # The generator reads what the noise left, and its draws then stand at up to 80 % of the places.
-    from_neighbour = read[0] != tokens
-    assert torch.equal(read[0][from_neighbour], tokens.roll(1, 0)[from_neighbour])
-    assert from_neighbour.float().mean().item() == pytest.approx(token_noise / 2, abs=0.005)
+    disturbed = trainer.disturbed(tiny_request([0] * 4000).inputs, tokens, 0.8)
+    # The generator reads the tokens after noise, and its draws then replace up to 80 % of them.
+    from_neighbor = read[0] != tokens
+    assert torch.equal(read[0][from_neighbor], tokens.roll(1, 0)[from_neighbor])
+    assert from_neighbor.float().mean().item() == pytest.approx(token_noise / 2, abs=0.005)
     own = disturbed != read[0]
     assert own.float().mean().item() == pytest.approx(0.4, abs=0.01)
     assert own.float().mean(1).max() > 0.75
@@ -212,7 +222,7 @@ def test_own_tokens(package: Path, monkeypatch: pytest.MonkeyPatch, token_noise:
 def test_own_tokens_grow_over_the_first_quarter(package: Path, monkeypatch: pytest.MonkeyPatch):
     trainer, most = text_trainer(package, GeneratorTraining(own_tokens=0.8, steps=16, batch_size=2)), []
 
-    def disturbed(_: Conditions, tokens: torch.Tensor, own_tokens: float) -> torch.Tensor:
+    def disturbed(_: Inputs, tokens: torch.Tensor, own_tokens: float) -> torch.Tensor:
         most.append(own_tokens)
         return tokens
 
@@ -231,26 +241,22 @@ def test_emoji_captions(package: Path):
     drawn = source.captions(torch.arange(15).repeat(40), torch.Generator().manual_seed(0))
     share = sum(caption.endswith(tuple(words)) for caption in drawn) / 600
     assert share == pytest.approx(0.5, abs=0.07)
-    # A caption with its scene is held out with all of its items or not at all, and about every tenth is.
-    held_out = {source.caption(i, True) for i in range(len(source)) if source.held_out[i]}
-    trained = {source.caption(i, True) for i in range(len(source)) if not source.held_out[i]}
-    assert not held_out & trained
-    assert len(held_out) / (len(held_out) + len(trained)) == pytest.approx(0.1, abs=0.03)
+    # About a tenth of the captions with a scene are held out, each with all of its items.
+    validation = {source.caption(i, True) for i in range(len(source)) if source.validation[i]}
+    trained = {source.caption(i, True) for i in range(len(source)) if not source.validation[i]}
+    assert not validation & trained
+    assert len(validation) / (len(validation) + len(trained)) == pytest.approx(0.1, abs=0.03)
 
 
 def test_held_out_pairs_are_not_trained_on(package: Path):
     source = EmojiImages(package, 12)
-    generator = load_tiny_text()
-    rng = torch.Generator().manual_seed(0)
-    text = GeneratorTrainer(generator, source, GeneratorTraining(), rng, load_text_encoder("word-vectors"))
-    assert text.weights[source.held_out].sum() == 0
-    assert torch.equal(text.weights[~source.held_out], source.weights[~source.held_out])
+    text = GeneratorTrainer(load_tiny_text(), source, GeneratorTraining(), torch.Generator().manual_seed(0))
+    assert text.weights[source.validation].sum() == 0
+    assert torch.equal(text.weights[~source.validation], source.weights[~source.validation])
 
 
-def load_tiny_text():
-    from sfumato.families.library import build_generator
-
-    return build_generator(CAPTIONS.transformer, VQ_TOKENIZER, ())
+def load_tiny_text() -> Generator:
+    return build_generator(CAPTIONS, ())
 
 
 def test_contrastive_loss_by_hand():
@@ -274,22 +280,22 @@ def test_image_text_model_learns_and_scores(package: Path, tmp_path: Path):
     config = ImageTextPretrainConfig(shape=shape, image_size=16, training=training)
     assert run(config, package, tmp_path / "run")
     recall = json.loads((tmp_path / "run/recall.json").read_text())
-    # 30 of the 32 classes are trained on; by chance a thirty-second is found first.
+    # 30 of the 32 classes are used in training; by chance, the recall is 1/32.
     assert recall["trained_among_all_recall_1"] > 5 / 32
-    assert recall["held_out_recall_5"] == 1.0  # there are two
+    assert recall["validation_recall_5"] == 1.0  # there are two held-out classes
     assert recall["trained_among_all_recall_5"] >= recall["trained_among_all_recall_1"]
     source = EmojiImages(package, 16)
     reward = build_reward({f"emoji-clip?weights={tmp_path}/run/model": 1.0})
     labels = torch.tensor([0, 1, 2, 3])
     images = source[labels * 15 + 7][0]
-    right = Conditions(labels=labels, names=tuple(source.class_names[:4]))
-    wrong = Conditions(labels=labels, names=tuple(source.class_names[4:8]))
+    right = Words(labels=labels, names=tuple(source.class_names[:4]))
+    wrong = Words(labels=labels, names=tuple(source.class_names[4:8]))
     scores, others = reward(images, right)[0], reward(images, wrong)[0]
     assert scores.mean() > others.mean() + 0.1
     model = load_image_text(tmp_path / "run/model")
     by_hand = (model.embed_images(images) * model.embed_captions(right.names)).sum(1)
     torch.testing.assert_close(scores, by_hand, rtol=0, atol=1e-6)
-    # With a prompt every image is compared with that.
+    # With a prompt, every image is compared with the prompt.
     prompted = build_reward({f"emoji-clip?prompt={right.names[2]}&weights={tmp_path}/run/model": 1.0})
     by_hand = model.embed_images(images) @ model.embed_captions(right.names[2:3])[0]
     torch.testing.assert_close(prompted(images, wrong)[0], by_hand, rtol=0, atol=1e-6)
@@ -303,10 +309,10 @@ def test_held_out_classes_are_not_trained_on(package: Path):
         ImageTextTraining(batch_size=16),
         torch.Generator().manual_seed(0),
     )
-    assert trainer.held_out.nonzero()[:, 0].tolist() == [15, 31]
+    assert trainer.validation.nonzero()[:, 0].tolist() == [15, 31]
     for _ in range(20):
         index = trainer.draw()
         labels = trainer.labels[index].tolist()
         assert len(labels) == 16 == len(set(labels))
         assert not {15, 31} & set(labels)
-        assert not source.held_out[index].any()
+        assert not source.validation[index].any()

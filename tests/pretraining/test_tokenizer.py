@@ -19,7 +19,7 @@ from sfumato.pretraining.tokenizer_stage import (
 
 
 class Quarters:
-    """Images of four quarters, each in one of eight colours."""
+    """Images of four quarters, each in one of eight colors."""
 
     class_names: tuple[str, ...] = ("quarters",)
 
@@ -28,7 +28,7 @@ class Quarters:
         quarters = torch.rand(count, 3, 2, 2, generator=rng).round()
         self.images = quarters.repeat_interleave(4, 2).repeat_interleave(4, 3)
         self.weights = torch.ones(count)
-        self.held_out = torch.zeros(count, dtype=torch.bool)
+        self.validation = torch.zeros(count, dtype=torch.bool)
 
     def captions(self, index: Tensor, rng: torch.Generator) -> list[str]:
         return ["quarters"] * len(index)
@@ -49,7 +49,7 @@ def fresh_tokenizer() -> MultiScaleVQVAE:
 def test_psnr_by_hand():
     targets = torch.zeros(3, 3, 4, 4)
     images = torch.stack([torch.full((3, 4, 4), 0.1), torch.full((3, 4, 4), 1.0), torch.zeros(3, 4, 4)])
-    # Mean squared errors 0.01, 1, and 0, which counts as 1e-10.
+    # The mean squared errors are 0.01, 1 and 0; 0 is replaced with 1e-10.
     torch.testing.assert_close(psnr(images, targets), torch.tensor([20.0, 0.0, 100.0]), rtol=0, atol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_edge_loss_by_hand():
     targets, images = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
     assert edge_loss(images + 0.5, targets).item() == 0.0  # a constant offset has no edges
     images[:, :, :2] = 1.0
-    # Of three vertical differences one is 1; horizontal ones are all 0.
+    # One of three vertical differences is 1; all horizontal differences are 0.
     assert edge_loss(images, targets).item() == pytest.approx(1 / 3, abs=1e-6)
     images.zero_()[:, 0, :, 3] = 0.3
     # Horizontal: one of three columns, in one of three channels.
@@ -75,7 +75,7 @@ def averages_of(codes: Tensor, decay: float) -> tuple[MultiScaleQuantizer, Codeb
 def test_codebook_averages_by_hand():
     quantizer, averages = averages_of(torch.zeros(16, 4), decay=0.75)
     averages.counts.fill_(2.0)
-    averages.sums.copy_(torch.arange(16.0)[:, None].expand(16, 4) * 2)  # every code is its own number
+    averages.sums.copy_(torch.arange(16.0)[:, None].expand(16, 4) * 2)  # the vector of each code is its number
     vectors = torch.tensor([[8.0] * 4, [10.0] * 4, [-4.0] * 4])
     averages.update(vectors, torch.tensor([3, 3, 5]), torch.Generator().manual_seed(0))
     # counts: 0.75 * 2 + 0.25 * (2 and 1 and 0); sums: 0.75 * 2n + 0.25 * (18 and -4 and 0)
@@ -91,7 +91,7 @@ def test_codebook_averages_by_hand():
 def test_dead_codes_restart_at_live_vectors():
     quantizer, averages = averages_of(torch.zeros(16, 4), decay=0.9)
     vectors = torch.arange(12.0).reshape(3, 4)
-    # All counts start at 0: only the codes 0 and 1 are used, the fourteen others restart.
+    # All counts start at 0: only codes 0 and 1 are used, and the other fourteen restart.
     averages.update(vectors, torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0))
     torch.testing.assert_close(quantizer.codebook.weight[0], vectors[:2].mean(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(quantizer.codebook.weight[1], vectors[2], rtol=0, atol=1e-5)
@@ -122,7 +122,7 @@ def test_loss_by_hand():
 def test_gradients_reach_encoder_decoder_and_phi():
     model = fresh_tokenizer()
     trainer = TokenizerTrainer(model, Quarters(), TokenizerTraining(), torch.Generator().manual_seed(0))
-    # Without commitment the encoder learns only through the straight-through estimator.
+    # Without the commitment term, the encoder learns only through the straight-through estimator.
     loss, *_ = tokenizer_loss(model, trainer.source[torch.arange(4)][0], TokenizerTraining(commitment_weight=0.0))
     loss.backward()
     for part in (model.encoder, model.decoder, model.pre_conv, model.post_conv):

@@ -1,4 +1,4 @@
-"""What a report holds, without a browser."""
+"""The content of a report, without a browser."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from tiny import tiny_config
 
-from sfumato.cli import main
+from sfumato.cli.main import main
 from sfumato.data.pictures import COLUMNS, grid, save_png, tiles
 from sfumato.evaluation.measurement import Figure
 from sfumato.evaluation.tables import to_json
@@ -25,7 +25,7 @@ from sfumato.training.train import train
 
 
 def report(*folders: Path, out: Path | None = None) -> dict[str, Any]:
-    """The data of the report that the command writes."""
+    """Run the command and return the data of its report."""
     assert main(["report", *map(str, folders), *(["--out", str(out)] if out else [])]) == 0
     return data_of(out or folders[0] / "report.html")
 
@@ -35,7 +35,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def pixels(address: str) -> np.ndarray:
-    """An embedded picture (H, W, 3)."""
+    """Decode an embedded picture (H, W, 3)."""
     kind, data = address.split(",")
     assert kind == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
@@ -60,16 +60,16 @@ def test_a_real_run(tiny_model: Path, tmp_path: Path):
         drawn = [np.array(tile).astype(int) for tile in tiles(sheet.convert("RGB"), COLUMNS)]
     assert len(drawn) == len(run["moments"][-1]["images"]) == 32
     for address, tile in zip(run["moments"][-1]["images"], drawn, strict=True):
-        assert np.abs(pixels(address) - tile).mean() < 16  # WebP, of pixels enlarged to sharp squares
+        assert np.abs(pixels(address) - tile).mean() < 16  # WebP of pixels that were enlarged to sharp squares
 
 
 def test_pictures_in_their_order(tmp_path: Path):
     run = report(write_run(tmp_path / "run"))["runs"][0]
     for moment in run["moments"]:
-        colours = torch.rand(16, 3, generator=torch.Generator().manual_seed(moment["step"])).mul(255).round().int()
+        colors = torch.rand(16, 3, generator=torch.Generator().manual_seed(moment["step"])).mul(255).round().int()
         found = [pixels(address) for address in moment["images"]]
         assert all(picture.shape == (16, 16, 3) for picture in found)
-        assert np.abs(np.array([p.mean((0, 1)) for p in found]) - colours.numpy()).max() < 4
+        assert np.abs(np.array([p.mean((0, 1)) for p in found]) - colors.numpy()).max() < 4
 
 
 def test_long_runs_are_thinned(tmp_path: Path):
@@ -118,13 +118,15 @@ def test_nothing_is_fetched(tmp_path: Path):
 
 def test_settings_of_several_runs(tmp_path: Path):
     one = write_run(tmp_path / "one")
-    other = write_run(tmp_path / "other", loss={"clip": 0.2, "kl_weight": 0.0}, reward={"dark": 1.0, "x.py:f": 2})
+    other = write_run(
+        tmp_path / "other", objective={"name": "grpo", "clip": 0.2, "kl_weight": 0.0}, reward={"dark": 1.0, "x.py:f": 2}
+    )
     data = report(one, other)
     assert data["title"] == "one, other"
     differing = {row["name"]: row["values"] for row in data["settings"] if row["differs"]}
-    assert differing == {"loss.kl_weight": ["0.1", "0.0"], "reward.x.py:f": [None, "2"]}
+    assert differing == {"objective.kl_weight": ["0.1", "0.0"], "reward.x.py:f": [None, "2"]}
     same = {row["name"]: row["values"] for row in data["settings"] if not row["differs"]}
-    assert same["loss.clip"] == ["0.2", "0.2"]
+    assert same["objective.clip"] == ["0.2", "0.2"]
     assert same["model"] == ["emoji-var", "emoji-var"]
     assert not any(row["differs"] for row in report(one)["settings"])
 
@@ -138,9 +140,11 @@ def test_only_reports_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     notes = tmp_path / "notes.html"
     notes.write_text("mine")
-    for path, message in ((notes, "is there and is no report of Sfumato; choose"), (run, "is a folder; name a file")):
+    for path in (notes, run):
         assert main(["report", str(run), "--out", str(path)]) == 2
-        assert capsys.readouterr().err.startswith(f"sfumato: out: {path} {message}")
+        error = capsys.readouterr().err
+        assert error.startswith("sfumato: out: ")
+        assert str(path) in error
     assert notes.read_text() == "mine"
 
 
@@ -164,6 +168,17 @@ def test_an_unfinished_run_with_broken_files(tmp_path: Path):
     ]
 
 
+def test_a_run_of_version_0_1(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    del config["groups_per_step"], config["objective"]
+    config |= {"labels_per_step": 2, "loss": {"clip": 0.2, "kl_weight": 0.1}, "temperature": 0.7}
+    (run / "config.json").write_text(json.dumps(config))
+    data = report(run)
+    assert data["runs"][0]["images_per_step"] == 8
+    assert any(row["name"].endswith(".kl_weight") and row["values"] == ["0.1"] for row in data["settings"])
+
+
 def test_an_older_run_and_one_that_has_just_begun(tmp_path: Path):
     older, begun = write_run(tmp_path / "older"), tmp_path / "begun"
     (older / "fixed_set.jsonl").unlink()
@@ -172,7 +187,7 @@ def test_an_older_run_and_one_that_has_just_begun(tmp_path: Path):
     first, second = report(older, begun)["runs"]
     assert first["names"] == []
     assert [moment["rewards"] for moment in first["moments"]] == [None] * 3
-    assert first["notes"] == ["The rewards of single pictures were not kept; pairs cannot be sorted."]
+    assert first["notes"] == ["The rewards of individual pictures were not saved, so pairs cannot be sorted."]
     assert (second["done"], second["curves"], second["moments"], second["notes"]) == (0, {}, [], [])
 
 
@@ -191,21 +206,25 @@ def test_evaluations_are_shown_too(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "pieces"),
     [
-        ([], "run: no run folder is given; give one"),
-        (["none"], "run: none is not there; give run folders"),
-        (["empty"], "run: empty is no folder of `sfumato train` or `sfumato evaluate --out`; give run folders"),
-        (["run", "./run"], "run: run is given twice; give it once"),
-        (["pretrained"], "run: pretrained is not from `sfumato train`, its config.json has no reward; leave it out"),
-        (["broken"], "run: broken/config.json is not JSON (Expecting"),
-        (["list"], "run: list/config.json holds no JSON object; mend it"),
-        (["half"], "run: no run folder is given; give one"),
-        (["run", "half"], "run: the evaluation in half is not finished; go on with the same `sfumato evaluate`"),
+        ([], ()),
+        (["none"], ("none",)),
+        (["empty"], ("empty", "`sfumato train`", "`sfumato evaluate --out`")),
+        (["run", "./run"], ("run", "twice")),
+        (["pretrained"], ("pretrained", "`sfumato train`", "config.json")),
+        (["broken"], ("broken/config.json", "JSON", "Expecting")),
+        (["list"], ("list/config.json", "JSON")),
+        (["half"], ("run folder",)),
+        (["run", "half"], ("half", "`sfumato evaluate`")),
     ],
 )
 def test_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments, message
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    pieces: tuple[str, ...],
 ):
     write_run(tmp_path / "run", names=NAMES[:2])
     for name, config in (("empty", ""), ("pretrained", '{"steps": 3}'), ("broken", "{"), ("list", "[]"), ("half", "")):
@@ -216,6 +235,7 @@ def test_errors(
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"sfumato: {message}")
+    assert error.startswith("sfumato: run: ")
+    assert all(piece in error for piece in pieces)
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("**/*.html"))

@@ -1,4 +1,4 @@
-"""Photographs, and small models with random weights, saved as the released ones are."""
+"""Photographs, and small models with random weights, saved in the format of the released ones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How rewards are found, checked and summed."""
+"""Lookup, checks and sums of rewards."""
 
 import math
 from pathlib import Path
@@ -6,48 +6,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_conditions
+from errors import bad_input
+from tiny import tiny_request
 from torch import Tensor
 
+from sfumato.request import Words
 from sfumato.rewards import Part, RewardError, WeightedSum, build_reward
 from sfumato.rewards.base import correlation, statistics
-from sfumato.rollout import Conditions
 
 IMAGES = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-CONDITIONS = tiny_conditions([0, 2, 1])
+WORDS = tiny_request([0, 2, 1]).words
 
 USER_FILE = """
 import torch
 
-def left_half(images, conditions):
+def left_half(images, words):
     return images[..., : images.shape[-1] // 2].mean((1, 2, 3))
 
-def name_length(images, conditions):
-    return torch.tensor([len(name) for name in conditions.names])
+def name_length(images, words):
+    return torch.tensor([len(name) for name in words.names])
 
-def fails(images, conditions):
+def fails(images, words):
     raise KeyError("no such key")
 
-def not_a_number(images, conditions):
+def not_a_number(images, words):
     return torch.tensor([1.0, float("nan"), float("inf")])
 
-def half_scored(images, conditions):
+def half_scored(images, words):
     return torch.tensor([1.0, float("nan"), 3.0])
 
 class Shade:
     def __init__(self, level: float, sign: int = 1):
         self.level, self.sign = level, sign
 
-    def __call__(self, images, conditions):
+    def __call__(self, images, words):
         return torch.full((len(images),), self.sign * self.level)
 
-def too_many(images, conditions):
+class Refuses:
+    def __init__(self):
+        raise ValueError("rewards/x.pt is not there")
+
+def too_many(images, words):
     return images.mean((2, 3))
 
-def a_list(images, conditions):
+def a_list(images, words):
     return [0.0] * len(images)
 
-def doubles(images, conditions):
+def doubles(images, words):
     return images.double().mean((1, 2, 3))
 """
 
@@ -60,7 +65,7 @@ def user_file(tmp_path: Path) -> Path:
 
 
 def test_weighted_sum():
-    total, parts = build_reward({"brightness": 2.0, "darkness": -0.5, "colorfulness": 0.0})(IMAGES, CONDITIONS)
+    total, parts = build_reward({"brightness": 2.0, "darkness": -0.5, "colorfulness": 0.0})(IMAGES, WORDS)
     brightness = (IMAGES * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1).mean((1, 2))
     assert list(parts) == ["brightness", "darkness", "colorfulness"]
     torch.testing.assert_close(parts["brightness"], brightness, rtol=0, atol=1e-6)
@@ -70,7 +75,7 @@ def test_weighted_sum():
 
 def test_function_from_a_file(user_file: Path):
     name = f"{user_file}:left_half"
-    total, parts = build_reward({name: 3.0})(IMAGES, CONDITIONS)
+    total, parts = build_reward({name: 3.0})(IMAGES, WORDS)
     expected = IMAGES[:, :, :, :2].mean((1, 2, 3))
     torch.testing.assert_close(parts[name], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(total, 3 * expected, rtol=0, atol=1e-6)
@@ -78,80 +83,87 @@ def test_function_from_a_file(user_file: Path):
 
 def test_scores_become_float32(user_file: Path):
     for function in ("doubles", "name_length"):
-        total, _ = build_reward({f"{user_file}:{function}": 1.0})(IMAGES, CONDITIONS)
+        total, _ = build_reward({f"{user_file}:{function}": 1.0})(IMAGES, WORDS)
         assert total.dtype == torch.float32
     assert total.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "pieces"),
     [
-        ("fails", r"failed: KeyError: 'no such key'"),
-        ("not_a_number", r"returned inf for 1 of 3 images \(first: 'bee'\); return finite scores, or NaN for none"),
-        ("too_many", r"returned a tensor \(3, 3\) for 3 images; return a tensor \(3,\)"),
-        ("a_list", r"returned a list for 3 images"),
+        ("fails", ["KeyError", "no such key"]),
+        ("not_a_number", ["inf", "1 of 3", "'bee'"]),
+        ("too_many", ["(3, 3)", "(3,)"]),
+        ("a_list", ["list", "3 images"]),
     ],
 )
-def test_broken_functions_are_named(user_file: Path, function: str, message: str):
+def test_broken_functions_are_named(user_file: Path, function: str, pieces: list[str]):
     reward = build_reward({"brightness": 1.0, f"{user_file}:{function}": 1.0})
-    with pytest.raises(RewardError, match=rf"reward '.*mine\.py:{function}' {message}"):
-        reward(IMAGES, CONDITIONS)
+    with pytest.raises(RewardError) as error:
+        reward(IMAGES, WORDS)
+    assert error.value.field == "reward"
+    for piece in (f"mine.py:{function}", *pieces):
+        assert piece in str(error.value)
 
 
 def test_cause_is_kept(user_file: Path):
     with pytest.raises(RewardError) as error:
-        build_reward({f"{user_file}:fails": 1.0})(IMAGES, CONDITIONS)
+        build_reward({f"{user_file}:fails": 1.0})(IMAGES, WORDS)
     assert isinstance(error.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "pieces"),
     [
-        ("brightnes", r"reward: there is no 'brightnes'; did you mean brightness or .*\? give one of brightness, .*"),
-        ("hue", r"reward: there is no 'hue'; give one of brightness, .*, or path/to/file\.py:function"),
-        ("{folder}/none.py:f", r"reward: .*none\.py is not a file"),
-        ("{folder}/mine.py", r"reward: there is no '.*mine\.py'; give one of .*path/to/file\.py:function"),
-        ("{folder}/mine.py:nothing", r"reward: .*mine\.py has no function 'nothing'; it has .*left_half"),
-        ("{folder}/mine.py:torch", r"reward: .*mine\.py has no function 'torch'"),
-        ("{folder}/broken.py:f", r"reward: .*broken\.py cannot be imported: ModuleNotFoundError: No module"),
-        ("{folder}/typo.py:f", r"reward: .*typo\.py cannot be imported: SyntaxError"),
+        ("brightnes", ["'brightnes'", " brightness", "path/to/file.py:function"]),
+        ("hue", ["'hue'", " brightness", "path/to/file.py:function"]),
+        ("{folder}/none.py:f", ["none.py"]),
+        ("{folder}/mine.py", ["mine.py'", " brightness", "path/to/file.py:function"]),
+        ("{folder}/mine.py:nothing", ["mine.py", "'nothing'", "left_half"]),
+        ("{folder}/mine.py:torch", ["mine.py", "'torch'", "left_half"]),
+        ("{folder}/broken.py:f", ["broken.py", "ModuleNotFoundError", "a_module_that_is_not_there"]),
+        ("{folder}/typo.py:f", ["typo.py", "SyntaxError"]),
     ],
 )
-def test_unknown_rewards(user_file: Path, name: str, message: str):
+def test_unknown_rewards(user_file: Path, name: str, pieces: list[str]):
     folder = user_file.parent
     (folder / "broken.py").write_text("import a_module_that_is_not_there\n")
     (folder / "typo.py").write_text("def f(:\n")
-    with pytest.raises(ValueError, match=message) as error:
+    with bad_input("reward", *pieces):
         build_reward({name.format(folder=folder): 1.0})
-    assert "\n" not in str(error.value)
+
+
+def test_the_reward_is_named_whatever_its_own_error_says(user_file: Path):
+    with bad_input("reward", f"reward '{user_file}:Refuses': ", "rewards/x.pt"):
+        build_reward({f"{user_file}:Refuses": 1.0})
 
 
 def test_none_at_all():
-    with pytest.raises(ValueError, match="reward: none is given"):
+    with bad_input("reward"):
         build_reward({})
-    with pytest.raises(ValueError, match="reward: every weight is 0; give dark another"):
+    with bad_input("reward", "0", "dark"):
         build_reward({"dark": 0.0, "bright": 0.0})
 
 
 def test_any_callable_is_a_reward():
-    def constant(images: Tensor, conditions: Conditions) -> Tensor:
+    def constant(images: Tensor, words: Words) -> Tensor:
         return torch.full((len(images),), 2.0)
 
-    total, _ = WeightedSum({"constant": Part(reward=constant, weight=1.5)})(IMAGES, CONDITIONS)
+    total, _ = WeightedSum({"constant": Part(reward=constant, weight=1.5)})(IMAGES, WORDS)
     assert total.tolist() == [3.0, 3.0, 3.0]
 
 
 def test_no_score(user_file: Path):
-    """Of two parts one has no score for the second image; a part of weight 0 is only logged."""
+    """One of two parts has no score for the second image; a part of weight 0 is only logged."""
     half = f"{user_file}:half_scored"
     reward = build_reward({"brightness": 1.0, half: 2.0})
-    total, parts = reward(IMAGES, CONDITIONS)
+    total, parts = reward(IMAGES, WORDS)
     assert parts[half].isnan().tolist() == total.isnan().tolist() == [False, True, False]
     torch.testing.assert_close(total[2], parts["brightness"][2] + 6, rtol=0, atol=1e-6)
     reward.check_scored(parts, 0.34)
-    with pytest.raises(RewardError, match=r"half_scored' has no score for 1 of 3 images, more than max_unscored 0.3;"):
+    with pytest.raises(RewardError, match=r"half_scored'.* 1 of 3 .*max_unscored 0\.3"):
         reward.check_scored(parts, 0.3)
-    total, _ = build_reward({"brightness": 1.0, half: 0.0})(IMAGES, CONDITIONS)
+    total, _ = build_reward({"brightness": 1.0, half: 0.0})(IMAGES, WORDS)
     assert total.isfinite().all()
 
 
@@ -159,19 +171,19 @@ def test_reason_of_no_score():
     class Shy:
         last_failure = "the judge said 'no'"
 
-        def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
+        def __call__(self, images: Tensor, words: Words) -> Tensor:
             return torch.full((len(images),), torch.nan)
 
     reward = WeightedSum({"shy": Part(reward=Shy())})
-    with pytest.raises(RewardError, match=r"reward 'shy' has no score for 3 of 3 images.*\(the judge said 'no'\)"):
-        reward.check_scored(reward(IMAGES, CONDITIONS)[1], 0.5)
+    with pytest.raises(RewardError, match=r"'shy'.* 3 of 3 .*the judge said 'no'"):
+        reward.check_scored(reward(IMAGES, WORDS)[1], 0.5)
 
 
 def test_scale_offset_and_levels():
-    plain = build_reward({"brightness": 1.0})(IMAGES, CONDITIONS)[0]
-    scaled = build_reward({"brightness?scale=5&offset=-1": 2.0})(IMAGES, CONDITIONS)[0]
+    plain = build_reward({"brightness": 1.0})(IMAGES, WORDS)[0]
+    scaled = build_reward({"brightness?scale=5&offset=-1": 2.0})(IMAGES, WORDS)[0]
     torch.testing.assert_close(scaled, 2 * (5 * plain - 1), rtol=0, atol=1e-5)
-    part = Part(reward=lambda images, conditions: images, levels=(0.5, 1.0, 1.5), thresholds=(0.2, 0.4), scale=2.0)
+    part = Part(reward=lambda images, words: images, levels=(0.5, 1.0, 1.5), thresholds=(0.2, 0.4), scale=2.0)
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 7.0, math.nan])
     torch.testing.assert_close(
         part.adjust(scores), torch.tensor([1.0, 2.0, 2.0, 3.0, 3.0, math.nan]), equal_nan=True, rtol=0, atol=0
@@ -183,38 +195,37 @@ def test_thresholds_are_the_terciles():
     reward = build_reward({name: 1.0, "brightness?levels=0,1&thresholds=0.5": 1.0, "dark": 1.0})
     assert reward.without_thresholds() == (name,)
     images = torch.arange(1, 8)[:, None, None, None] / 10 * torch.ones(7, 3, 4, 4)
-    conditions = tiny_conditions([0] * 7)
-    thresholds = reward.measure_thresholds(images, conditions)
+    words = tiny_request([0] * 7).words
+    thresholds = reward.measure_thresholds(images, words)
     assert thresholds == {name: pytest.approx((0.3, 0.5), abs=1e-6)}
-    levels = reward.with_thresholds({name: (0.31, 0.51)})(images, conditions)[1][name]
+    levels = reward.with_thresholds({name: (0.31, 0.51)})(images, words)[1][name]
     assert levels.tolist() == [0.5, 0.5, 0.5, 1.0, 1.0, 1.5, 1.5]
 
 
 def test_options_of_a_class(user_file: Path):
     name = f"{user_file}:Shade?level=0.25&sign=-1&scale=2"
-    assert build_reward({name: 1.0})(IMAGES, CONDITIONS)[0].tolist() == [-0.5] * 3
+    assert build_reward({name: 1.0})(IMAGES, WORDS)[0].tolist() == [-0.5] * 3
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "pieces"),
     [
-        ("brightness?scal=5", r"reward 'brightness\?scal=5': there is no option 'scal'; brightness takes scale, off"),
-        ("brightness?scale", r"option 'scale' has no value; write scale=VALUE"),
-        ("brightness?scale=1&scale=2", r"option 'scale' is given twice"),
-        ("brightness?scale=much", r"scale: 'much' is not of type float"),
-        ("brightness?scale=nan", r"reward 'brightness\?scale=nan': scale: nan is not finite"),
-        ("brightness?levels=1", r"levels: \(1\.0,\) are all one"),
-        ("brightness?levels=1,2&thresholds=1,2", r"thresholds: 2 for 2 levels; give one fewer"),
-        ("brightness?levels=1,2,3&thresholds=2,1", r"thresholds: \(2\.0, 1\.0\) do not ascend"),
-        ("{file}:Shade", r"level is not given; write .*mine\.py:Shade\?level=VALUE"),
-        ("{file}:Shade?level=1&sine=1", r"there is no option 'sine'; did you mean 'sign'\?"),
-        ("{file}:Shade?level=1&sign=1.5", r"sign: '1\.5' is not of type int"),
+        ("brightness?scal=5", ["'brightness?scal=5'", "'scal'", "scale, offset"]),
+        ("brightness?scale", ["'scale'", "scale=VALUE"]),
+        ("brightness?scale=1&scale=2", ["'scale'"]),
+        ("brightness?scale=much", ["scale: 'much'", "float"]),
+        ("brightness?scale=nan", ["'brightness?scale=nan': scale: nan"]),
+        ("brightness?levels=1", ["levels: (1.0,)"]),
+        ("brightness?levels=1,2&thresholds=1,2", ["thresholds: 2 for 2"]),
+        ("brightness?levels=1,2,3&thresholds=2,1", ["thresholds: (2.0, 1.0)"]),
+        ("{file}:Shade", ["level", "mine.py:Shade?level=VALUE"]),
+        ("{file}:Shade?level=1&sine=1", ["'sine'", "'sign'"]),
+        ("{file}:Shade?level=1&sign=1.5", ["sign: '1.5'", "int"]),
     ],
 )
-def test_wrong_options(user_file: Path, name: str, message: str):
-    with pytest.raises(ValueError, match=message) as error:
+def test_wrong_options(user_file: Path, name: str, pieces: list[str]):
+    with bad_input("reward", *pieces):
         build_reward({name.format(file=user_file): 1.0})
-    assert "\n" not in str(error.value)
 
 
 def test_statistics():

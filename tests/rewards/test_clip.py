@@ -1,29 +1,30 @@
-"""CLIP and what is built on it, on small random models saved as the released ones are, against transformers' own
-processor on photographs."""
+"""CLIP and the rewards based on it: small random models in the format of the released ones, compared with transformers'
+own processor on photographs."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from photographs import as_tensor
 from PIL import Image
-from tiny import tiny_conditions
+from tiny import tiny_request
 
 from sfumato.data.preprocessing import pad_square
+from sfumato.request import Words
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.backbone import load_clip
-from sfumato.rollout import Conditions
 
 transformers = pytest.importorskip("transformers")
 
 TEXTS = ("a painting", "a photo of a cat", "a photo of an astronaut with a very long caption")
-CONDITIONS = Conditions(labels=torch.arange(3), names=("a", "b", "c"), captions=TEXTS)
+WORDS = Words(labels=torch.arange(3), names=("a", "b", "c"), captions=TEXTS)
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def reference_cosine(folder: Path, picture: Image.Image, text: str) -> float:
-    """As transformers documents it, one image at a time."""
+    """Compute the cosine as documented by transformers, one image at a time."""
     model = transformers.CLIPModel.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -37,7 +38,7 @@ def test_cosine_of_photographs_as_transformers(clip_folder: Path, photographs: l
     reward = build_reward({f"clip?model={clip_folder}": 1.0, f"clip?model={clip_folder}&prompt=a painting": 1.0})
     found = []
     for n, picture in enumerate(photographs):
-        own, fixed = reward(as_tensor(picture), CONDITIONS[n : n + 1])[1].values()
+        own, fixed = reward(as_tensor(picture), WORDS[n : n + 1])[1].values()
         found.append(own.item())
         assert own.item() == pytest.approx(reference_cosine(clip_folder, picture, TEXTS[n]), abs=1e-3)
         assert fixed.item() == pytest.approx(reference_cosine(clip_folder, picture, "a painting"), abs=1e-3)
@@ -46,8 +47,8 @@ def test_cosine_of_photographs_as_transformers(clip_folder: Path, photographs: l
 
 def test_a_batch_scores_as_its_images_alone(clip_folder: Path):
     reward = build_reward({f"clip?model={clip_folder}": 1.0})
-    together = reward(IMAGES, CONDITIONS)[0]
-    alone = torch.cat([reward(IMAGES[n : n + 1], CONDITIONS[n : n + 1])[0] for n in range(3)])
+    together = reward(IMAGES, WORDS)[0]
+    alone = torch.cat([reward(IMAGES[n : n + 1], WORDS[n : n + 1])[0] for n in range(3)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
@@ -64,18 +65,18 @@ def test_backbone_runs_once_a_batch(clip_folder: Path, aesthetic_head: Path):
     calls = []
     vision = load_clip(str(clip_folder)).model.vision_model
     handle = vision.register_forward_hook(lambda module, inputs, output: calls.append(len(output.pooler_output)))
-    first, images = reward(IMAGES, CONDITIONS)[0], IMAGES.clone()
-    reward(images, CONDITIONS)
+    first, images = reward(IMAGES, WORDS)[0], IMAGES.clone()
+    reward(images, WORDS)
     assert calls == [3, 3]
-    images.mul_(0.5)  # the same tensor, with something else in it
-    assert not torch.equal(reward(images, CONDITIONS)[0], first)
+    images.mul_(0.5)  # the same tensor with other values
+    assert not torch.equal(reward(images, WORDS)[0], first)
     handle.remove()
     assert calls == [3, 3, 3]
 
 
 @pytest.fixture(scope="module")
 def aesthetic_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with the names of sac+logos+ava1-l14-linearMSE.pth."""
+    """A file with the weight names of sac+logos+ava1-l14-linearMSE.pth."""
     path, before = tmp_path_factory.mktemp("aesthetic") / "head.pth", 48
     tensors, rng = {}, torch.Generator().manual_seed(3)
     for number, width in zip((0, 2, 4, 6, 7), WIDTHS, strict=True):
@@ -87,7 +88,7 @@ def aesthetic_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_aesthetic_by_hand(clip_folder: Path, aesthetic_head: Path):
-    scores = build_reward({f"aesthetic?model={clip_folder}&head={aesthetic_head}": 1.0})(IMAGES, CONDITIONS)[0]
+    scores = build_reward({f"aesthetic?model={clip_folder}&head={aesthetic_head}": 1.0})(IMAGES, WORDS)[0]
     hidden = load_clip(str(clip_folder)).image_embeddings(IMAGES)
     tensors = torch.load(aesthetic_head, weights_only=True)
     for number in (0, 2, 4, 6, 7):
@@ -97,7 +98,7 @@ def test_aesthetic_by_hand(clip_folder: Path, aesthetic_head: Path):
 
 
 def to_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' weights with open_clip's names, written down one by one."""
+    """Return transformers' weights with open_clip's names, mapped one by one."""
     blocks = {}
     for ours, theirs in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
         for layer in (0, 1):
@@ -134,17 +135,19 @@ def test_hps_reads_open_clips_names(clip_folder: Path, tmp_path: Path):
     weights = tmp_path / "hps.pt"
     torch.save({"state_dict": to_open_clip(transformers.CLIPModel.from_pretrained(clip_folder).state_dict())}, weights)
     reward = build_reward({f"hps?weights={weights}&base={clip_folder}": 1.0, f"clip?model={clip_folder}": 1.0})
-    images = IMAGES.repeat_interleave(7, 2).repeat_interleave(7, 3)  # of the model's side: neither resizes them
-    hps, clip = reward(images, CONDITIONS)[1].values()
+    images = IMAGES.repeat_interleave(7, 2).repeat_interleave(
+        7, 3
+    )  # they have the model's size, so neither reward resizes them
+    hps, clip = reward(images, WORDS)[1].values()
     torch.testing.assert_close(hps, clip, rtol=0, atol=1e-6)
     torch.save({"state_dict": {"logit_scale": torch.ones(())}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"weights: .*other\.pt do not fit .*Missing key"):
+    with bad_input("reward", "weights: ", "other.pt", "Missing key"):
         build_reward({f"hps?weights={tmp_path}/other.pt&base={clip_folder}": 1.0})
 
 
 @pytest.mark.parametrize(("height", "width", "bars"), [(32, 16, (0, 2)), (16, 32, (2, 0)), (24, 24, (0, 0))])
 def test_hps_sees_the_whole_image(height: int, width: int, bars: tuple[int, int]):
-    """Between black bars, as its published processor pads; a plain image stays plain."""
+    """Images are padded with black bars, as in the published processor, and are otherwise unchanged."""
     square = pad_square(torch.full((1, 3, height, width), 0.6), 8)
     assert square.shape == (1, 3, 8, 8)
     top, left = bars
@@ -155,39 +158,35 @@ def test_hps_sees_the_whole_image(height: int, width: int, bars: tuple[int, int]
 
 def test_pickscore_is_the_scaled_cosine(clip_folder: Path):
     names = (f"pickscore?model={clip_folder}&tokenizer={clip_folder}", f"clip?model={clip_folder}")
-    pick, clip = build_reward(dict.fromkeys(names, 1.0))(IMAGES, CONDITIONS)[1].values()
+    pick, clip = build_reward(dict.fromkeys(names, 1.0))(IMAGES, WORDS)[1].values()
     torch.testing.assert_close(pick, clip / 0.07, rtol=1e-4, atol=0)  # CLIP starts at a temperature of 0.07
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "pieces"),
     [
-        (
-            "clip?model=/nowhere",
-            r"reward 'clip\?model=/nowhere': model /nowhere cannot be loaded \(.*\); give a hub id",
-        ),
-        ("clip?model=nobody/nothing", r"model nobody/nothing cannot be loaded \(.*\); give a hub id, or a folder"),
-        ("aesthetic?model={clip}&head=/no.pth", r"/no\.pth is not a file; give a path, or owner/repository/file"),
-        ("aesthetic?model={clip}&head=a/b/no.pth", r"a/b/no\.pth cannot be fetched \(.*\); give the path of a file"),
-        ("aesthetic?model={clip}&head={other}", r"head: .* has no layers\.0\.weight; give the file of an aesthetic"),
-        ("aesthetic?model={clip}&head={garbage}", r"garbage\.pth holds no weights \(.*\); fetch it again"),
-        ("clip?modell=x", r"there is no option 'modell'; did you mean 'model'\?"),
+        ("clip?model=/nowhere", ["'clip?model=/nowhere': model /nowhere "]),
+        ("clip?model=nobody/nothing", ["model nobody/nothing "]),
+        ("aesthetic?model={clip}&head=/no.pth", [" /no.pth ", "owner/repository/file"]),
+        ("aesthetic?model={clip}&head=a/b/no.pth", [" a/b/no.pth "]),
+        ("aesthetic?model={clip}&head={other}", ["head: ", "layers.0.weight"]),
+        ("aesthetic?model={clip}&head={garbage}", ["garbage.pth "]),
+        ("clip?modell=x", ["'modell'", "'model'"]),
     ],
 )
-def test_errors(clip_folder: Path, tmp_path: Path, name: str, message: str):
+def test_errors(clip_folder: Path, tmp_path: Path, name: str, pieces: list[str]):
     torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
     (tmp_path / "garbage.pth").write_bytes(b"garbage")
-    with pytest.raises(ValueError, match=message) as error:
+    with bad_input("reward", *pieces):
         build_reward(
             {name.format(clip=clip_folder, other=tmp_path / "other.pth", garbage=tmp_path / "garbage.pth"): 1.0}
         )
-    assert "\n" not in str(error.value)
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     load_clip.cache_clear()
-    with pytest.raises(ValueError, match=r"transformers is not installed; pip install 'sfumato\[clip\]'"):
+    with bad_input("reward", "transformers", "pip install 'sfumato[clip]'"):
         build_reward({"clip": 1.0})
 
 
@@ -200,4 +199,4 @@ def test_captions_are_encoded_once(clip_folder: Path):
     handle.remove()
     assert not calls
     assert torch.equal(again, first[[1, 0]])
-    assert tiny_conditions([0]).captions == ("ant",)
+    assert tiny_request([0]).words.captions == ("ant",)

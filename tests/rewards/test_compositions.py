@@ -1,7 +1,7 @@
 """Named sums of rewards."""
 
-import pytest
 import torch
+from errors import bad_input
 
 from sfumato.rewards import COMPOSITIONS, REWARDS
 from sfumato.rewards.compositions import expand
@@ -41,9 +41,7 @@ def test_options_of_parts():
     assert "hps?scale=5" in parts
     parts = expand({"ar-grpo-a?hps.thresholds=0.2,0.3": 1.0})
     assert [part for part in parts if "hps" in part] == ["hps?scale=5", "hps?levels=0.5,1,1.5&thresholds=0.2,0.3"]
-    with pytest.raises(
-        ValueError, match=r"reward 'var-aesthetic\?model=x': 'model=x' is for none .* aesthetic\.model=x"
-    ):
+    with bad_input("reward", "'var-aesthetic?model=x'", "'model=x'", "aesthetic.model=x"):
         expand({"var-aesthetic?model=x": 1.0})
 
 

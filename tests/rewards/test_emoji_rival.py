@@ -1,49 +1,50 @@
-"""The bundled classifier of emoji for rewards, which evaluation never takes."""
+"""The bundled classifier of emoji for rewards, which evaluation never uses."""
 
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from tiny import tiny_conditions
+from errors import bad_input
+from tiny import tiny_request
 from torch import Tensor
 
 import sfumato
-from sfumato.data.classes import class_conditions, spread
+from sfumato.data.classes import class_words, spread
 from sfumato.emoji import judges as classifiers
 from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.evaluation import features, recognition
+from sfumato.request import Words
 from sfumato.rewards import build_reward
 from sfumato.rewards.classifier import Network, default_network, load_network
 from sfumato.rewards.wire import TENSORS, pack, unpack
-from sfumato.rollout import Conditions
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[Tensor, Conditions]:
+def drawn() -> tuple[Tensor, Words]:
     """Pictures of 32 emoji, drawn by the bundled generator."""
     policy = sfumato.load("emoji-var", temperature=0.7)
-    names = policy.generator.class_names
-    conditions = class_conditions(spread(len(names), 32), names)
-    return policy.draw(conditions, torch.arange(len(conditions))), conditions
+    names = policy.generator.card.class_names
+    words = class_words(spread(len(names), 32), names)
+    return policy.draw(policy.request(words), torch.arange(len(words))), words
 
 
-def test_it_knows_what_the_generator_draws(drawn: tuple[Tensor, Conditions]):
-    images, conditions = drawn
+def test_it_knows_what_the_generator_draws(drawn: tuple[Tensor, Words]):
+    images, words = drawn
     reward = build_reward({"classifier": 1.0, "classifier?score=accuracy": 1.0, "classifier?network=emoji-rival": 0.0})
-    log_probs, accuracy, named = reward(images, conditions)[1].values()
+    log_probs, accuracy, named = reward(images, words)[1].values()
     assert accuracy.mean() >= 0.4  # 58 % of many; chance is 1 of 512
     assert torch.equal(log_probs, named)
     assert log_probs.max() <= 0
-    wrong = conditions[torch.arange(len(conditions)).roll(1)]
+    wrong = words[torch.arange(len(words)).roll(1)]
     assert (log_probs - reward(images, wrong)[1]["classifier"]).mean() > 3
 
 
-def test_larger_pictures_are_made_smaller(drawn: tuple[Tensor, Conditions]):
-    images, conditions = drawn
+def test_larger_pictures_are_made_smaller(drawn: tuple[Tensor, Words]):
+    images, words = drawn
     reward = build_reward({"classifier?network=emoji-rival": 1.0})
     larger = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert (reward(larger, conditions)[0] - reward(images, conditions)[0]).abs().median() < 1
+    assert (reward(larger, words)[0] - reward(images, words)[0]).abs().median() < 1
 
 
 def test_the_networks_are_two():
@@ -55,10 +56,8 @@ def test_the_networks_are_two():
     }
 
 
-def test_evaluation_and_rewards_load_different_folders(
-    drawn: tuple[Tensor, Conditions], monkeypatch: pytest.MonkeyPatch
-):
-    """What is read from disk when evaluation judges emoji, and when they are rewarded."""
+def test_evaluation_and_rewards_load_different_folders(drawn: tuple[Tensor, Words], monkeypatch: pytest.MonkeyPatch):
+    """The models that evaluation and rewards of emoji read from disk."""
     read: list[str] = []
     load = classifiers._load
 
@@ -68,10 +67,10 @@ def test_evaluation_and_rewards_load_different_folders(
 
     monkeypatch.setattr(classifiers, "_load", watch)
     device = torch.device("cpu")
-    recognition.load_recogniser("emoji", device).logits(drawn[0])
+    recognition.load_recognizer("emoji", device).logits(drawn[0])
     features.load_extractor("emoji", None, device)(drawn[0])
     assert set(read) == {"emoji-classifier"}
-    assert not {"emoji-rival"} & {*get_args(recognition.Recogniser), *get_args(features.Network)}
+    assert not {"emoji-rival"} & {*get_args(recognition.Recognizer), *get_args(features.Network)}
     read.clear()
     load_network.cache_clear()
     build_reward({"classifier": 1.0})(*drawn)
@@ -81,32 +80,32 @@ def test_evaluation_and_rewards_load_different_folders(
 
 def test_which_network_is_taken():
     names = load_rival().class_names
-    assert default_network(class_conditions([300, 3], names)) == "emoji-rival"
-    assert default_network(tiny_conditions([0, 1])) == "resnet50"
+    assert default_network(class_words([300, 3], names)) == "emoji-rival"
+    assert default_network(tiny_request([0, 1]).words) == "resnet50"
     # A name alone is not enough: ImageNet has other numbers for the same names.
-    assert default_network(Conditions(labels=torch.tensor([291]), names=(names[0],))) == "resnet50"
-    captions = Conditions(labels=torch.tensor([0]), names=("an apple",), metadata=({"class": names[7]},))
+    assert default_network(Words(labels=torch.tensor([291]), names=(names[0],))) == "resnet50"
+    captions = Words(labels=torch.tensor([0]), names=("an apple",), metadata=({"class": names[7]},))
     assert default_network(captions) == "emoji-rival"
     assert load_network("emoji-rival", None).labels(captions).tolist() == [7]
 
 
 def test_classes_by_name_alone():
-    """As `sfumato score` and clients that send no numbers ask."""
+    """Requests without class numbers, as from `sfumato score` and some clients."""
     names = load_rival().class_names
     images = torch.rand(1, 3, 8, 8)
-    by_name = Conditions(labels=torch.tensor([-1]), names=(names[5],))
+    by_name = Words(labels=torch.tensor([-1]), names=(names[5],))
     reward = build_reward({"classifier?network=emoji-rival": 1.0})
-    assert torch.equal(reward(images, by_name)[0], reward(images, class_conditions([5], names))[0])
+    assert torch.equal(reward(images, by_name)[0], reward(images, class_words([5], names))[0])
     _, received = unpack(pack(images, by_name), TENSORS)
     assert received.labels.tolist() == [-1]
-    with pytest.raises(ValueError, match="'a car' is no class of emoji-rival; ask for its classes or take another"):
-        reward(images, Conditions(labels=torch.tensor([3]), names=("a car",)))
+    with bad_input("reward", "'a car'", "emoji-rival"):
+        reward(images, Words(labels=torch.tensor([3]), names=("a car",)))
 
 
 def test_imagenet_classes_by_name_alone():
     pytest.importorskip("efficientnet_lite_pytorch")
     network = load_network("efficientnet-lite0", None)
-    assert network.labels(Conditions(labels=torch.tensor([-1]), names=("tabby",))).tolist() == [281]
-    assert network.labels(Conditions(labels=torch.tensor([12]), names=("mine",))).tolist() == [12]
-    with pytest.raises(ValueError, match="'mine' is no class of efficientnet-lite0"):
-        network.labels(Conditions(labels=torch.tensor([-1]), names=("mine",)))
+    assert network.labels(Words(labels=torch.tensor([-1]), names=("tabby",))).tolist() == [281]
+    assert network.labels(Words(labels=torch.tensor([12]), names=("mine",))).tolist() == [12]
+    with bad_input("classes", "'mine'", "efficientnet-lite0"):
+        network.labels(Words(labels=torch.tensor([-1]), names=("mine",)))

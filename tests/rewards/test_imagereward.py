@@ -5,28 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_conditions
+from errors import bad_input
+from tiny import tiny_request
 
-from sfumato.data.preprocessing import normalise, resize
+from sfumato.data.preprocessing import normalize, resize
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.imagereward import MEAN, STD, vision_shape
 
 pytest.importorskip("transformers")
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-CONDITIONS = tiny_conditions([0, 2])
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "ant", "bee", "cat")
+WORDS = tiny_request([0, 2]).words
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "ant", "bee", "cat")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module, torch.nn.Module]:
-    """A folder with the checkpoint and the tokenizer, and the networks that are in it."""
+    """A folder with the checkpoint and the tokenizer, and the networks in the checkpoint."""
     from transformers import BertTokenizer, BlipVisionConfig, BlipVisionModel
     from transformers.models.blip.configuration_blip import BlipTextConfig
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
     folder = tmp_path_factory.mktemp("imagereward")
-    BertTokenizer(vocab={word: n for n, word in enumerate(WORDS)}).save_pretrained(folder)
+    BertTokenizer(vocab={word: n for n, word in enumerate(PIECES)}).save_pretrained(folder)
     small = {"num_hidden_layers": 1, "intermediate_size": 96, "initializer_range": 0.05}
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -37,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modu
         )
         text = BlipTextModel(
             BlipTextConfig(
-                vocab_size=len(WORDS), hidden_size=768, encoder_hidden_size=64, num_attention_heads=12, bos_token_id=2,
+                vocab_size=len(PIECES), hidden_size=768, encoder_hidden_size=64, num_attention_heads=12, bos_token_id=2,
                 sep_token_id=3, pad_token_id=0, eos_token_id=3, **small,
             ),
             add_pooling_layer=False,
@@ -54,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modu
 
 
 def published(name: str) -> str:
-    """BLIP's name of a weight of the image encoder."""
+    """Return BLIP's name of a weight of the image encoder."""
     layer = re.match(r"encoder\.layers\.(\d+)\.(.*)\.(weight|bias)", name)
     inner = {
         "self_attn.qkv": "attn.qkv", "self_attn.projection": "attn.proj", "layer_norm1": "norm1",
@@ -74,12 +75,12 @@ def published(name: str) -> str:
 
 def test_scores_are_those_of_the_networks(model: tuple[Path, torch.nn.Module, torch.nn.Module]):
     folder, vision, text = model
-    scores = build_reward({f"imagereward?weights={folder}/ImageReward.pt&tokenizer={folder}": 1.0})(IMAGES, CONDITIONS)
+    scores = build_reward({f"imagereward?weights={folder}/ImageReward.pt&tokenizer={folder}": 1.0})(IMAGES, WORDS)
     ids = torch.zeros(2, 35, dtype=torch.long)
     ids[:, :3] = torch.tensor([[2, 4, 3], [2, 6, 3]])
     mask = (ids > 0).long()
     with torch.no_grad():
-        features = vision(pixel_values=normalise(resize(IMAGES, 48, 48))).last_hidden_state
+        features = vision(pixel_values=normalize(resize(IMAGES, 48, 48))).last_hidden_state
         hidden = text(input_ids=ids, attention_mask=mask, encoder_hidden_states=features).last_hidden_state[:, 0]
     tensors = torch.load(folder / "ImageReward.pt", weights_only=True)
     for number in (0, 2, 4, 6, 7):
@@ -101,5 +102,5 @@ def test_shape_of_the_published_model():
 
 def test_another_file(model: tuple[Path, torch.nn.Module, torch.nn.Module], tmp_path: Path):
     torch.save({"x": torch.ones(1)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"weights: .*x\.pt are not ImageReward's \(.*\); give ImageReward\.pt"):
+    with bad_input("reward", "weights: ", "x.pt", "ImageReward.pt"):
         build_reward({f"imagereward?weights={tmp_path}/x.pt&tokenizer={model[0]}": 1.0})

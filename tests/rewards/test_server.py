@@ -1,8 +1,9 @@
-"""A reward over HTTP: the same scores, many clients, garbage, tokens, limits, and a server that comes and goes."""
+"""A reward over HTTP: equal scores, many clients, malformed requests, tokens, limits, and a server that restarts."""
 
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,40 +18,41 @@ from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
-from tiny import algorithm_of, tiny_config
+from tiny import tiny_config, trainer_of
 
+from sfumato.request import Words
 from sfumato.rewards import Part, RewardError, build_reward
 from sfumato.rewards.endpoint import as_png
 from sfumato.rewards.server import application, check_host
 from sfumato.rewards.wire import JSON, TENSORS, pack
-from sfumato.rollout import Conditions
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 LIMIT = 300_000
-CONDITIONS = Conditions(
+WORDS = Words(
     labels=torch.tensor([4, 7]), names=("ant", "bée"), captions=("an ant", "“a bee”"), metadata=({"k": 1}, {})
 )
 IMAGES = torch.randint(0, 256, (2, 3, 8, 6), generator=torch.Generator().manual_seed(0)) / 255
 
 
 class Telling:
-    """Scores that show what arrived: mean, label, length of texts; none for the label 0, an error for 13."""
+    """Scores that reveal the request: mean, label and length of texts; no score for label 0, an error for label 13."""
 
     last_failure = "the label is 0"
 
-    def __call__(self, images: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        if 13 in conditions.labels.tolist():
+    def __call__(self, images: torch.Tensor, words: Words) -> torch.Tensor:
+        if 13 in words.labels.tolist():
             raise KeyError("unlucky")
-        texts = zip(conditions.captions, conditions.names, conditions.metadata, strict=True)
-        words = [len(caption) + len(name) + len(metadata) for caption, name, metadata in texts]
-        scores = images.mean((1, 2, 3)) + conditions.labels + 100 * torch.tensor(words)
-        return torch.where(conditions.labels == 0, torch.nan, scores)
+        texts = zip(words.captions, words.names, words.metadata, strict=True)
+        lengths = [len(caption) + len(name) + len(metadata) for caption, name, metadata in texts]
+        scores = images.mean((1, 2, 3)) + words.labels + 100 * torch.tensor(lengths)
+        return torch.where(words.labels == 0, torch.nan, scores)
 
 
 def free_port() -> int:
@@ -60,7 +62,7 @@ def free_port() -> int:
 
 
 def start(token: str = "") -> Iterator[str]:
-    """A server in a thread; its address."""
+    """Run a server in a thread and yield its address."""
     app, port = application("telling", Part(reward=Telling()), token, LIMIT), free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
     thread = threading.Thread(target=server.run)
@@ -93,8 +95,8 @@ def post(url: str, body: bytes, content_type: str = TENSORS, token: str = "") ->
 
 
 def test_the_scores_are_those_of_the_reward(address: str):
-    here = Telling()(IMAGES, CONDITIONS)
-    there = build_reward({f"{address}?scale=2": 1.0})(IMAGES, CONDITIONS)[0]
+    here = Telling()(IMAGES, WORDS)
+    there = build_reward({f"{address}?scale=2": 1.0})(IMAGES, WORDS)[0]
     torch.testing.assert_close(there, 2 * here, rtol=1e-6, atol=0)
     with urllib.request.urlopen(f"{address}/health", timeout=30) as response:
         assert json.loads(response.read()) == {"reward": "telling", "status": "ready"}
@@ -104,46 +106,46 @@ def test_pictures_as_png(address: str):
     pictures = [as_png(Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())) for image in IMAGES]
     content = {
         "images": [base64.b64encode(picture).decode() for picture in pictures],
-        "labels": [4, 7], "names": CONDITIONS.names, "captions": CONDITIONS.captions, "metadata": [{"k": 1}, {}],
+        "labels": [4, 7], "names": WORDS.names, "captions": WORDS.captions, "metadata": [{"k": 1}, {}],
     }  # fmt: skip
     status, answer = post(address, json.dumps(content).encode(), JSON)
     assert status == 200
-    assert answer["scores"] == pytest.approx(Telling()(IMAGES, CONDITIONS).tolist(), rel=1e-6)
+    assert answer["scores"] == pytest.approx(Telling()(IMAGES, WORDS).tolist(), rel=1e-6)
 
 
 def test_no_score_and_its_reason(address: str):
     reward = build_reward({address: 1.0})
-    conditions = Conditions(labels=torch.tensor([0, 1]), names=("a", "b"))
-    _, parts = reward(IMAGES, conditions)
+    words = Words(labels=torch.tensor([0, 1]), names=("a", "b"))
+    _, parts = reward(IMAGES, words)
     assert parts[address].isnan().tolist() == [True, False]
-    with pytest.raises(RewardError, match=r"no score for 1 of 2 images.*\(the label is 0\)"):
+    with pytest.raises(RewardError, match=r" 1 of 2 .*the label is 0"):
         reward.check_scored(parts, 0.1)
 
 
 def test_a_reward_that_fails_there_is_named_here(address: str):
-    conditions = Conditions(labels=torch.tensor([13, 1]), names=("a", "b"))
-    with pytest.raises(RewardError, match=r"refused: 422 .*reward 'telling' failed: KeyError: 'unlucky'"):
-        build_reward({address: 1.0})(IMAGES, conditions)
+    words = Words(labels=torch.tensor([13, 1]), names=("a", "b"))
+    with pytest.raises(RewardError, match=r"422 .*'telling' .*KeyError: 'unlucky'"):
+        build_reward({address: 1.0})(IMAGES, words)
 
 
 def test_sixteen_clients(address: str):
     def ask(number: int) -> bool:
         images = torch.full((3, 3, 16, 16), number / 255)
-        conditions = Conditions(labels=torch.tensor([number, 1, 2]) + 20, names=("x",) * 3)
-        return torch.equal(build_reward({address: 1.0})(images, conditions)[0], Telling()(images, conditions))
+        words = Words(labels=torch.tensor([number, 1, 2]) + 20, names=("x",) * 3)
+        return torch.equal(build_reward({address: 1.0})(images, words)[0], Telling()(images, words))
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(ask, range(64)))
 
 
 def test_token(guarded: str, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(RewardError, match=r"refused: 401 .*token: it is missing or wrong"):
-        build_reward({guarded: 1.0})(IMAGES, CONDITIONS)
+    with pytest.raises(RewardError, match=r"401 .*token: .*SFUMATO_REWARD_TOKEN"):
+        build_reward({guarded: 1.0})(IMAGES, WORDS)
     monkeypatch.setenv("SFUMATO_REWARD_TOKEN", "secret")
-    assert build_reward({guarded: 1.0})(IMAGES, CONDITIONS)[0].isfinite().all()
+    assert build_reward({guarded: 1.0})(IMAGES, WORDS)[0].isfinite().all()
     assert post(guarded, b"", token="sécret")[0] == 401
     for host in ("0.0.0.0", "192.168.1.2", "example.org"):
-        with pytest.raises(ValueError, match=rf"host: {host} can be reached from outside; set SFUMATO_REWARD_TOKEN"):
+        with bad_input("host", host, "SFUMATO_REWARD_TOKEN"):
             check_host(host, "")
         check_host(host, "secret")
     for host in ("127.0.0.1", "::1", "localhost"):
@@ -152,27 +154,27 @@ def test_token(guarded: str, monkeypatch: pytest.MonkeyPatch):
 
 MANY = save({"images": torch.rand(2, 3, 4, 4), "labels": torch.zeros(3, dtype=torch.long)})
 MALFORMED = {
-    "nothing": (b"", TENSORS, "body: not a safetensors file"),
-    "a pickle": (b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.", TENSORS, "body: not a safetensors file"),
-    "other tensors": (save({"x": torch.ones(1)}), TENSORS, "there is no tensor 'images'"),
-    "three axes": (save({"images": torch.rand(3, 4, 4)}), TENSORS, r"images: \(3, 4, 4\) is not"),
-    "no images": (save({"images": torch.rand(0, 3, 4, 4)}), TENSORS, r"images: \(0, 3, 4, 4\) is not"),
-    "out of range": (save({"images": torch.full((1, 3, 4, 4), 2.0)}), TENSORS, "numbers from 0 to 1"),
-    "not a number": (save({"images": torch.full((1, 3, 4, 4), torch.nan)}), TENSORS, "numbers from 0 to 1"),
-    "whole numbers": (save({"images": torch.ones(1, 3, 4, 4).long()}), TENSORS, "must be 8 bits"),
-    "labels": (MANY, TENSORS, r"labels: \(3,\) of torch.int64 is not \(2,\)"),
-    "texts": (save({"images": torch.rand(1, 3, 4, 4)}, {"captions": '["a", "b"]'}), TENSORS, "list of 1 texts"),
-    "metadata": (save({"images": torch.rand(1, 3, 4, 4)}, {"metadata": "[3]"}), TENSORS, "list of 1 objects"),
-    "text/plain": (b"hello", "text/plain", "content-type: 'text/plain' is not understood"),
-    "no json": (b"{", JSON, "body: not JSON"),
-    "deep json": (b"[" * 100_000, JSON, "body: not JSON"),
-    "a list": (b"[]", JSON, 'no list "images"'),
-    "no png": (b'{"images": ["aGVsbG8="]}', JSON, "images: number 0 is not a PNG file"),
-    "a number": (b'{"images": [3]}', JSON, "images: number 0 is not a PNG file"),
+    "nothing": (b"", TENSORS, "body: .*safetensors"),
+    "a pickle": (b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.", TENSORS, "body: .*safetensors"),
+    "other tensors": (save({"x": torch.ones(1)}), TENSORS, "body: .*'images'"),
+    "three axes": (save({"images": torch.rand(3, 4, 4)}), TENSORS, r"images: \(3, 4, 4\)"),
+    "no images": (save({"images": torch.rand(0, 3, 4, 4)}), TENSORS, r"images: \(0, 3, 4, 4\)"),
+    "out of range": (save({"images": torch.full((1, 3, 4, 4), 2.0)}), TENSORS, "images: .*float32 .* 0 to 1"),
+    "not a number": (save({"images": torch.full((1, 3, 4, 4), torch.nan)}), TENSORS, "images: .*float32 .* 0 to 1"),
+    "whole numbers": (save({"images": torch.ones(1, 3, 4, 4).long()}), TENSORS, "images: .*int64 .* 8 bits"),
+    "labels": (MANY, TENSORS, r"labels: \(3,\) .*torch\.int64 .*\(2,\)"),
+    "texts": (save({"images": torch.rand(1, 3, 4, 4)}, {"captions": '["a", "b"]'}), TENSORS, "captions: .* 1 "),
+    "metadata": (save({"images": torch.rand(1, 3, 4, 4)}, {"metadata": "[3]"}), TENSORS, "metadata: .* 1 "),
+    "text/plain": (b"hello", "text/plain", "content-type: 'text/plain'"),
+    "no json": (b"{", JSON, "body: .*JSON"),
+    "deep json": (b"[" * 100_000, JSON, "body: .*JSON"),
+    "a list": (b"[]", JSON, 'body: .*"images"'),
+    "no png": (b'{"images": ["aGVsbG8="]}', JSON, "images: .*number 0 .*PNG"),
+    "a number": (b'{"images": [3]}', JSON, "images: .*number 0 .*PNG"),
     "json labels": (
         json.dumps({"images": [base64.b64encode(as_png(Image.new("RGB", (2, 2)))).decode()], "labels": ["x"]}).encode(),
         JSON,
-        "labels: they are not a list of class numbers",
+        "labels: ",
     ),
 }
 
@@ -182,22 +184,21 @@ def test_malformed_requests(address: str, case: str):
     body, content_type, message = MALFORMED[case]
     status, answer = post(address, body, content_type)
     assert status == 400
-    assert __import__("re").search(message, answer["error"]), answer
-    assert post(address, pack(IMAGES, CONDITIONS))[0] == 200
+    assert re.match(message, answer["error"]), answer
+    assert post(address, pack(IMAGES, WORDS))[0] == 200
 
 
 def test_too_long(address: str):
     status, answer = post(address, bytes(LIMIT + 1))
-    assert (status, answer["error"]) == (
-        413, f"body: {LIMIT + 1} bytes are more than {LIMIT}; send fewer images at a time"
-    )  # fmt: skip
+    assert status == 413
+    assert re.match(rf"body: .*{LIMIT + 1} .*{LIMIT}", answer["error"]), answer
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_the_server_survives_garbage(address: str, data: st.DataObject):
-    """Random bytes, and real requests with bytes changed: a clear answer, and never an error of the server."""
-    body = pack(IMAGES, CONDITIONS)
+    """Random bytes and valid requests with changed bytes get a clear answer and never an internal error."""
+    body = pack(IMAGES, WORDS)
     if data.draw(st.booleans()):
         body = data.draw(st.binary(max_size=200))
     else:
@@ -217,7 +218,7 @@ def test_garbage_instead_of_http(address: str):
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(b"\x00\xff garbage\r\n\r\n")
         assert b"400" in connection.recv(1000)
-    assert post(address, pack(IMAGES, CONDITIONS))[0] == 200
+    assert post(address, pack(IMAGES, WORDS))[0] == 200
 
 
 SERVER = """
@@ -231,7 +232,7 @@ serve(name, part, port=int(sys.argv[1]), device="cpu")
 
 
 def launch(port: int) -> subprocess.Popen:
-    """A server in another process, up and answering."""
+    """Start a server in another process and wait until it answers."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], env=environment)
     for _ in range(600):
@@ -244,7 +245,7 @@ def launch(port: int) -> subprocess.Popen:
 
 
 def test_training_waits_for_a_server_that_was_killed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    """The run neither stops nor loses anything: its weights are those of a run without the break."""
+    """The run does not stop, and its weights are those of a run without the interruption."""
     monkeypatch.setattr("sfumato.rewards.endpoint.LONGEST_PAUSE", 1.0)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
@@ -252,22 +253,22 @@ def test_training_waits_for_a_server_that_was_killed(tiny_model: Path, monkeypat
     try:
         weights = []
         for broken in (False, True):
-            algorithm = algorithm_of(tiny_config(tiny_model, reward={f"{address}?retries=300": 1.0}))
-            algorithm.step(0)
+            trainer = trainer_of(tiny_config(tiny_model, reward={f"{address}?retries=300": 1.0}))
+            trainer.step(0)
             if broken:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 began = time.monotonic()
                 with ThreadPoolExecutor(1) as pool:
-                    step = pool.submit(algorithm.step, 1)
+                    step = pool.submit(trainer.step, 1)
                     time.sleep(1)
                     assert not step.done()
                     process = launch(port)
                     step.result()
                 assert time.monotonic() - began > 1
             else:
-                algorithm.step(1)
-            weights.append(torch.cat([p.detach().flatten() for p in algorithm.parameters]))
+                trainer.step(1)
+            weights.append(torch.cat([p.detach().flatten() for p in trainer.engine.parameters]))
         assert torch.equal(weights[0], weights[1])
     finally:
         process.kill()

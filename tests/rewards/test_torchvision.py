@@ -1,23 +1,24 @@
-"""Rewards that need torchvision, and preprocessing against open_clip's: run where these packages are."""
+"""Rewards that need torchvision, and preprocessing compared with open_clip; skipped if a package is missing."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from errors import bad_input
 from photographs import as_tensor
 from PIL import Image
-from tiny import tiny_conditions
+from tiny import tiny_request
 
 from sfumato.data.preprocessing import CLIP_MEAN, CLIP_STD
+from sfumato.request import Words
 from sfumato.rewards import build_reward
 from sfumato.rewards.iqa import load_metric
-from sfumato.rollout import Conditions
 
 torchvision = pytest.importorskip("torchvision")
 
 
 def published_processor(picture: Image.Image) -> torch.Tensor:
-    """What the package hpsv2 does to a picture: the longer side becomes 224 pixels, with black bars beside it."""
+    """Preprocess a picture like the package hpsv2: the longer side becomes 224 pixels, padded with black bars."""
     functional = torchvision.transforms.functional
     pixels = functional.to_tensor(picture)
     height, width = (round(side * 224 / max(pixels.shape[1:])) for side in pixels.shape[1:])
@@ -29,7 +30,7 @@ def published_processor(picture: Image.Image) -> torch.Tensor:
 
 
 def test_hps_of_photographs_as_published(clip_folder: Path, photographs: list[Image.Image], tmp_path: Path):
-    """The same checkpoint in open_clip with hpsv2's processor, and here: cosines differ by less than 1e-3."""
+    """With the same checkpoint, the cosines differ from open_clip's with hpsv2's processor by less than 1e-3."""
     open_clip = pytest.importorskip("open_clip")
     transformers = pytest.importorskip("transformers")
     with torch.random.fork_rng():
@@ -47,12 +48,12 @@ def test_hps_of_photographs_as_published(clip_folder: Path, photographs: list[Im
     tokenizer = transformers.AutoTokenizer.from_pretrained(clip_folder)
     reward, found = build_reward({f"hps?weights={tmp_path}/hps.pt&base={clip_folder}": 1.0}), []
     for picture in photographs:
-        conditions = Conditions(labels=torch.zeros(1, dtype=torch.long), names=("cat",), captions=("a photo of a cat",))
+        words = Words(labels=torch.zeros(1, dtype=torch.long), names=("cat",), captions=("a photo of a cat",))
         tokens = tokenizer(["a photo of a cat"], padding="max_length", max_length=16, return_tensors="pt").input_ids
         with torch.no_grad():
             image = model.encode_image(published_processor(picture), normalize=True)
             expected = (image @ model.encode_text(tokens, normalize=True).T).item()
-        found.append(reward(as_tensor(picture), conditions)[0].item())
+        found.append(reward(as_tensor(picture), words)[0].item())
         assert found[-1] == pytest.approx(expected, abs=1e-3)
     assert max(found) - min(found) > 0.01
 
@@ -67,46 +68,46 @@ def test_cosine_of_photographs_as_the_torchvision_processor(clip_folder: Path, p
         with torch.no_grad():
             outputs = model(**tokens, **processor(images=picture, return_tensors="pt"))
         expected = (outputs.image_embeds @ outputs.text_embeds.T).item()
-        assert reward(as_tensor(picture), tiny_conditions([0]))[0].item() == pytest.approx(expected, abs=1e-3)
+        assert reward(as_tensor(picture), tiny_request([0]).words)[0].item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_resnet50_of_photographs(photographs: list[Image.Image], tmp_path: Path):
-    """Random weights, with the preprocessing that torchvision gives for IMAGENET1K_V2."""
+    """Random weights, with torchvision's preprocessing for IMAGENET1K_V2."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = torchvision.models.resnet50().eval()
         with torch.no_grad():
-            network.fc.weight.mul_(0.05)  # features of untrained batch norms are large
+            network.fc.weight.mul_(0.05)  # untrained batch norms produce large features
     torch.save(network.state_dict(), tmp_path / "resnet50.pth")
     process = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.transforms()
     reward, found = build_reward({f"classifier?weights={tmp_path}/resnet50.pth": 1.0}), []
     for picture in photographs:
         with torch.no_grad():
             expected = network(process(picture)[None]).log_softmax(1)[0, 3].item()
-        found.append(reward(as_tensor(picture), tiny_conditions([3]))[0].item())
+        found.append(reward(as_tensor(picture), tiny_request([3]).words)[0].item())
         assert found[-1] == pytest.approx(expected, abs=1e-3)
     assert max(found) - min(found) > 0.01
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_metrics_of_pyiqa(photographs: list[Image.Image]):
-    """PIQE needs no weights; less is better there, so that it is negated. A batch scores as its images alone."""
+    """PIQE needs no weights and is negated, because lower is better. A batch gets the same scores as single images."""
     pyiqa = pytest.importorskip("pyiqa")
     images = torch.cat([as_tensor(picture.resize((128, 128))) for picture in photographs])
-    conditions = tiny_conditions([0, 1, 2])
+    words = tiny_request([0, 1, 2]).words
     reward = build_reward({"maniqa?metric=piqe": 1.0})
-    scores = reward(images, conditions)[0]
+    scores = reward(images, words)[0]
     torch.testing.assert_close(scores, -pyiqa.create_metric("piqe", device="cpu")(images).flatten(), rtol=0, atol=1e-3)
-    alone = torch.cat([reward(images[n : n + 1], conditions[n : n + 1])[0] for n in range(3)])
+    alone = torch.cat([reward(images[n : n + 1], words[n : n + 1])[0] for n in range(3)])
     torch.testing.assert_close(scores, alone, rtol=0, atol=1e-3)
     assert scores.std() > 0.1
-    with pytest.raises(ValueError, match=r"metric: pyiqa has no 'psnr' without a reference; give one of .*maniqa"):
+    with bad_input("reward", "metric: ", "'psnr'", "maniqa"):
         build_reward({"maniqa?metric=psnr": 1.0})
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_maniqa_is_deterministic(monkeypatch: pytest.MonkeyPatch):
-    """The real network with random weights and few crops; its ViT backbone is not fetched."""
+    """The real network with random weights and few crops; its ViT backbone is not downloaded."""
     pytest.importorskip("pyiqa")
     timm, maniqa_arch = pytest.importorskip("timm"), pytest.importorskip("pyiqa.archs.maniqa_arch")
     create = timm.create_model
@@ -117,8 +118,8 @@ def test_maniqa_is_deterministic(monkeypatch: pytest.MonkeyPatch):
         metric = load_metric("maniqa", None)
     metric.net.test_sample = 1
     images = torch.rand(2, 3, 240, 240, generator=torch.Generator().manual_seed(0))
-    reward, conditions = build_reward({"maniqa": 1.0}), tiny_conditions([0, 1])
-    together = reward(images, conditions)[0]
-    torch.testing.assert_close(reward(images[1:], conditions[1:])[0], together[1:], rtol=0, atol=1e-4)
+    reward, words = build_reward({"maniqa": 1.0}), tiny_request([0, 1]).words
+    together = reward(images, words)[0]
+    torch.testing.assert_close(reward(images[1:], words[1:])[0], together[1:], rtol=0, atol=1e-4)
     assert together.isfinite().all()
     load_metric.cache_clear()

@@ -1,10 +1,10 @@
-"""A small random vision-language model, saved as the released ones are, as judge."""
+"""A small random vision-language model as judge, saved in the format of the released ones."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_conditions
+from tiny import tiny_request
 
 from sfumato.rewards import build_reward
 from sfumato.rewards.judge import load_panel
@@ -12,13 +12,13 @@ from sfumato.rewards.vlm import load_vlm
 
 transformers = pytest.importorskip("transformers")
 IMAGES = torch.rand(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-CONDITIONS = tiny_conditions([0, 2, 1])
+WORDS = tiny_request([0, 2, 1]).words
 CHAT = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"  # noqa: E501
 
 
 @pytest.fixture(scope="module")
 def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LLaVA with random weights: an image is 4 tokens, a text is one token a word."""
+    """LLaVA with random weights: an image has 4 tokens, and a text has one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -63,7 +63,7 @@ def test_a_batch_is_answered_as_its_images_alone(llava_folder: Path, monkeypatch
 
 
 def test_judge_here(llava_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """What the model answers is read; a random one has nothing to say, and why is known."""
+    """The model's answers are parsed. Those of a random model have no marks, and the failure is reported."""
     monkeypatch.setattr("sfumato.rewards.vlm.MAX_NEW_TOKENS", 4)
     names = [f"judge?model={llava_folder}&aspect={aspect}" for aspect in ("quality", "strange")]
     reward = build_reward(dict.fromkeys(names, 1.0))
@@ -71,11 +71,11 @@ def test_judge_here(llava_folder: Path, monkeypatch: pytest.MonkeyPatch):
     model = load_vlm(str(llava_folder))
     answer = model.answer
     monkeypatch.setattr(model, "answer", lambda *args: calls.append(1) or answer(*args))
-    assert reward(IMAGES, CONDITIONS)[0].isnan().all()
+    assert reward(IMAGES, WORDS)[0].isnan().all()
     assert len(calls) == 1
     part = reward.parts[names[0]].reward
     assert getattr(part, "last_failure").startswith("the judge's answer has no quality: ")  # noqa: B009
     monkeypatch.setattr(model, "answer", lambda *args: ['{"quality": 4, "strange": 0}'] * 3)
-    quality, normal = reward(IMAGES.clone(), CONDITIONS)[1].values()
+    quality, normal = reward(IMAGES.clone(), WORDS)[1].values()
     assert (quality.tolist(), normal.tolist()) == ([4.0] * 3, [1.0] * 3)
     assert load_panel(str(llava_folder), None, 16, 120.0, 8) is load_panel(str(llava_folder), None, 16, 120.0, 8)

@@ -1,52 +1,107 @@
-"""What a GRPO config refuses before anything is loaded."""
+"""Settings that a training config rejects before anything is loaded, and writing and reading configs."""
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
+from errors import bad_input
+from run_folders import version_0_1
 from tiny import tiny_config
+
+from sfumato.objectives import GDPO, GRPO
+from sfumato.training.train_config import at_least, objective_from, to_json, upgraded
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "field", "pieces"),
     [
         *(
-            ({name: 0}, f"{name}: 0 is too small; give at least 1")
+            ({name: 0}, name, ("0", "1"))
             for name in (
-                "steps", "labels_per_step", "minibatch_size", "micro_batch_size", "sample_batch_size", "sample_every",
-                "save_every", "keep_checkpoints",
+                "steps", "groups_per_step", "minibatch_size", "micro_batch_size", "sample_batch_size", "sample_every",
+                "save_every", "keep_checkpoints", "held_out_every",
             )
         ),
         *(
-            ({name: -1}, f"{name}: -1 is too small; give at least 0")
-            for name in ("warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate")
+            ({name: -1}, name, ("-1", "0"))
+            for name in (
+                "warmup_steps", "seed", "eval_images", "guidance", "weight_decay", "final_learning_rate",
+                "score_guidance",
+            )
         ),
-        ({"stop_when_hacking": True}, "stop_when_hacking: nothing is measured; name rewards with --held-out"),
-        ({"caption_template": "photo of {}"}, "caption_template: 'photo of {}' has no {name}; write it in"),
-        ({"group_size": 1}, "group_size: 1 is too small; give at least 2"),
-        ({"temperature": 0.0}, "temperature: 0.0 must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate: nan must be above 0"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm: -1.0 must be above 0"),
-        ({"reward": {}}, "reward: none is given"),
-        ({"minibatch_size": 3}, "minibatch_size: 3 does not divide the 8 images a step"),
-        ({"minibatch_size": 16}, "minibatch_size: 16 does not divide the 8 images a step"),
+        ({"stop_when_hacking": True}, "stop_when_hacking", ("--held-out",)),
+        ({"caption_template": "photo of {}"}, "caption_template", ("'photo of {}'", "{name}")),
+        ({"group_size": 1}, "group_size", ("1", "2")),
+        ({"temperature": 0.0}, "temperature", ("0.0",)),
+        ({"top_k": 3}, "top_k", ()),
+        ({"top_p": 0.5}, "top_k", ("top_p",)),
+        ({"learning_rate": float("nan")}, "learning_rate", ("nan",)),
+        ({"max_grad_norm": -1.0}, "max_grad_norm", ("-1.0",)),
+        ({"max_unscored": 1.5}, "max_unscored", ("1.5",)),
+        ({"reward": {}}, "reward", ()),
+        ({"minibatch_size": 3}, "minibatch_size", ("3", "8")),
+        ({"minibatch_size": 16}, "minibatch_size", ("16", "8")),
     ],
 )  # fmt: skip
-def test_refused(changes: dict, message: str):
-    with pytest.raises(ValueError, match=message) as error:
+def test_refused(changes: dict[str, Any], field: str, pieces: tuple[str, ...]):
+    with bad_input(field, *pieces):
         tiny_config("x", **changes).validate()
-    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("workers", "field"), [(2, None), (4, "labels_per_step"), (3, "labels_per_step")])
-def test_number_of_processes(workers: int, field: str | None):
+@pytest.mark.parametrize("kind", [GRPO, GDPO])
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ({"clip": 0.0}, "objective.clip", "0.0"),
+        ({"clip": 1.0}, "objective.clip", "1.0"),
+        ({"kl_weight": -0.1}, "objective.kl_weight", "-0.1"),
+        ({"kl_weight": float("nan")}, "objective.kl_weight", "nan"),
+    ],
+)
+def test_options_of_objectives_that_are_refused(kind: type, options: dict[str, float], field: str, value: str):
+    with bad_input(field, value):
+        kind(**options)
+
+
+@pytest.mark.parametrize(("processes", "field"), [(2, None), (4, "groups_per_step"), (3, "groups_per_step")])
+def test_number_of_processes(processes: int, field: str | None):
     config = tiny_config("x")
     if field is None:
-        config.validate(workers)
+        config.validate(processes)
         return
-    with pytest.raises(ValueError, match=f"{field}: 2 is not a multiple of the {workers} processes"):
-        config.validate(workers)
+    with bad_input(field, "2", str(processes)):
+        config.validate(processes)
 
 
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         tiny_config("x").steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("value", [0, -1.5, float("nan")])
+def test_at_least(value: float):
+    with bad_input("steps", str(value), "1"):
+        at_least("steps", value, 1)
+    at_least("steps", 1, 1)
+
+
+@pytest.mark.parametrize("objective", [GRPO(clip=0.3, kl_weight=0.0, report_kl=True), GDPO(kl_weight=0.5)])
+def test_objectives_are_read_as_written(objective: GRPO | GDPO):
+    saved = json.loads(json.dumps(to_json(tiny_config("x", objective=objective))))
+    assert objective_from(saved["objective"]) == objective
+    assert upgraded(saved) == saved
+
+
+def test_an_objective_that_is_unknown():
+    with bad_input("objective", "'grop'", "grpo"):
+        objective_from({"name": "grop", "clip": 0.2})
+
+
+@pytest.mark.parametrize(("combine", "name"), [("sum", "grpo"), ("gdpo", "gdpo")])
+def test_settings_of_version_0_1(combine: str, name: str):
+    today = to_json(tiny_config("x", guidance=None))
+    old = version_0_1(today) | {"combine": combine}
+    objective = {"name": name, "clip": 0.2, "kl_weight": 0.1}  # version 0.1 had no report_kl
+    assert upgraded(old) == {**today, "objective": objective}
+    assert old["guidance"] == 0.0  # version 0.1 stored no guidance as 0

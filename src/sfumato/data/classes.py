@@ -1,23 +1,23 @@
-"""What the policy is asked to draw: classes or captions, and how a run picks them."""
+"""Classes as conditions: look up classes by name, and choose the classes of a training run."""
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.rollout import CaptionFeatures, Conditions
+from sfumato.request import Words
 
 
 def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
-    """The label of a class given by name (any case) or number.
+    """Return the label of a class given by name (case-insensitive) or number.
 
     Raises:
-        UserError: there is no such class; the message names close ones.
+        UserError: there is no such class; the message lists similar names.
     """
     text = str(name_or_number).strip().lower()
     if re.fullmatch(r"-?\d+", text):
@@ -34,7 +34,7 @@ def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
 
 
 def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str]) -> list[int]:
-    """Labels of classes given by name, by number, or as ranges "first-last" with both ends in.
+    """Return the labels of classes given by name, by number, or as ranges "first-last", with both ends included.
 
     Raises:
         UserError: there is no such class, or a range is empty.
@@ -52,73 +52,43 @@ def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str
     return list(dict.fromkeys(labels))
 
 
-def find_labels(class_names: Sequence[str], conditions: Conditions) -> Int[Tensor, " B"] | None:
-    """Numbers, among these classes, of what the images should show; None if one is not among them.
+def find_labels(class_names: Sequence[str], words: Words) -> Int[Tensor, " B"] | None:
+    """Return the class number of each image among these classes; None if an image has another class.
 
-    An image's class is the "class" of its prompt's metadata, or else the condition's name. Where several classes have
-    one name (ImageNet has two cranes), it is the one of the condition's own label.
+    The class of an image is the "class" in the metadata of its prompt, or otherwise its name. If several classes have
+    the same name (ImageNet has two cranes), the image's own label decides.
     """
     numbers = {name: number for number, name in enumerate(class_names)}
-    wanted = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
+    wanted = [data.get("class", name) for data, name in zip(words.metadata, words.names, strict=True)]
     if not all(isinstance(name, str) and name in numbers for name in wanted):
         return None
-    own = conditions.labels.tolist()
+    own = words.labels.tolist()
     same = [0 <= o < len(class_names) and class_names[o] == name for o, name in zip(own, wanted, strict=True)]
     return torch.tensor([o if s else numbers[str(name)] for o, s, name in zip(own, same, wanted, strict=True)])
 
 
-def class_conditions(
-    labels: Sequence[int], class_names: Sequence[str], template: str = "a photo of a {name}"
-) -> Conditions:
-    """Conditions for these labels, on the CPU; their captions are the template with the class's name in it."""
+def class_words(labels: Sequence[int], class_names: Sequence[str], template: str = "a photo of a {name}") -> Words:
+    """Return words for these labels; each caption is the template with the class name filled in."""
     names = tuple(class_names[i] for i in labels)
     captions = tuple(template.replace("{name}", name) for name in names)
-    return Conditions(labels=torch.tensor(labels), names=names, captions=captions)
-
-
-Encode = Callable[[Sequence[str]], Sequence[Float[Tensor, "_ W"]]]
-"""What reads captions: the features of each caption's text tokens (`sfumato.text.encoders`)."""
-
-
-def caption_conditions(
-    captions: Sequence[str],
-    encode: Encode,
-    longest: int | None = None,
-    metadata: Sequence[Mapping[str, object]] = (),
-) -> Conditions:
-    """Conditions that ask for these captions, on the CPU; equal captions are read once.
-
-    Args:
-        captions: one an image.
-        encode: reads distinct captions.
-        longest: what is beyond so many text tokens is cut off.
-        metadata: what else is known of each caption, for rewards.
-    """
-    distinct = list(dict.fromkeys(captions))
-    rows = {caption: row for row, caption in enumerate(distinct)}
-    return Conditions(
-        labels=torch.tensor([rows[caption] for caption in captions]),
-        names=tuple(captions),
-        metadata=tuple(metadata),
-        text=CaptionFeatures.padded(encode(distinct), longest),
-    )
+    return Words(labels=torch.tensor(labels), names=names, captions=captions)
 
 
 @runtime_checkable
-class ConditionSampler(Protocol):
-    """Where a run's conditions come from."""
+class WordsSampler(Protocol):
+    """Source of the classes or captions that a run draws."""
 
-    def next(self, count: int, rng: torch.Generator) -> Conditions:
-        """`count` conditions picked at random, on the CPU; different ones as long as there are enough."""
+    def next(self, count: int, rng: torch.Generator) -> Words:
+        """Choose `count` items at random, without repeats if there are enough."""
         ...
 
-    def spread(self, count: int) -> Conditions:
-        """`count` conditions spread evenly over all there are: the same at every call."""
+    def spread(self, count: int) -> Words:
+        """Choose `count` items at even intervals over all items, the same at each call."""
         ...
 
 
 class ClassSampler:
-    """Labels drawn uniformly from all classes, or from some, with replacement between batches and none within."""
+    """Draws labels uniformly from all or some classes, without repeats within a batch if there are enough."""
 
     def __init__(
         self,
@@ -129,20 +99,20 @@ class ClassSampler:
         self.class_names, self.template = class_names, template
         self.labels = find_classes(classes, class_names) or list(range(len(class_names)))
 
-    def next(self, count: int, rng: torch.Generator) -> Conditions:
-        """`count` classes, different ones as long as there are enough."""
-        return self._conditions(pick(len(self.labels), count, rng))
+    def next(self, count: int, rng: torch.Generator) -> Words:
+        """Choose `count` classes at random, without repeats if there are enough."""
+        return self._words(pick(len(self.labels), count, rng))
 
-    def spread(self, count: int) -> Conditions:
-        """`count` classes spread evenly over all there are."""
-        return self._conditions(spread(len(self.labels), count))
+    def spread(self, count: int) -> Words:
+        """Choose `count` classes at even intervals over all classes."""
+        return self._words(spread(len(self.labels), count))
 
-    def _conditions(self, positions: Sequence[int]) -> Conditions:
-        return class_conditions([self.labels[i] for i in positions], self.class_names, self.template)
+    def _words(self, positions: Sequence[int]) -> Words:
+        return class_words([self.labels[i] for i in positions], self.class_names, self.template)
 
 
 def pick(total: int, count: int, rng: torch.Generator) -> list[int]:
-    """`count` numbers below `total` in random order, different ones as long as there are enough."""
+    """Return `count` numbers below `total` in random order, without repeats if there are enough."""
     order: list[int] = []
     while len(order) < count:
         order += torch.randperm(total, generator=rng).tolist()
@@ -150,5 +120,5 @@ def pick(total: int, count: int, rng: torch.Generator) -> list[int]:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """`count` numbers below `total` at even distances: all of them in order if there are as many."""
+    """Return `count` numbers below `total` at even intervals; all of them, in order, if `count` equals `total`."""
     return torch.linspace(0, total - 1, count).long().tolist()

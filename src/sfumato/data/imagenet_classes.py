@@ -1,8 +1,8 @@
-"""The classes of ImageNet."""
+"""Names of the ImageNet classes."""
 
 from importlib import resources
 
 
 def imagenet_class_names() -> list[str]:
-    """Names of ImageNet's 1000 classes, in the order of the published labels."""
+    """Return the names of ImageNet's 1000 classes, in the order of the published labels."""
     return (resources.files("sfumato") / "bundled/imagenet_classes.txt").read_text().splitlines()

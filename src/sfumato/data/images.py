@@ -1,7 +1,7 @@
 """Images for pre-training: any folder of pictures, or the emoji of `emoji-datasource-google`.
 
-A source is a finite list of (image, class) pairs with sampling weights, so that a tokenizer can be trained on
-draws from it and its tokens can be cached once for the generator.
+A source is a finite list of (image, class) pairs with sampling weights. A tokenizer is trained on random draws from it,
+and its tokens are cached once for the generator.
 """
 
 import re
@@ -21,35 +21,35 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Labelled images to learn from."""
+    """Labeled images for training."""
 
     class_names: tuple[str, ...]
     weights: Float[Tensor, " N"]
     """relative frequency of each of the N items"""
-    held_out: Bool[Tensor, " N"]
-    """items that captions are not trained on, for evaluation"""
+    validation: Bool[Tensor, " N"]
+    """True for items whose captions are excluded from training, for evaluation"""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, " B"]]:
-        """Images in [0, 1] and class labels of the items with these numbers."""
+        """Return images in [0, 1] and class labels of the items with these numbers."""
         ...
 
     def captions(self, index: Int[Tensor, " B"], rng: torch.Generator) -> list[str]:
-        """A caption of each of the items with these numbers, one of several where there are several."""
+        """Return a caption for each of the items with these numbers, a random one if an item has several."""
         ...
 
 
 class FolderImages:
-    """A folder of images, one sub-folder a class (or none: one class), resized and centre-cropped to a square.
+    """A folder of images with one subfolder per class (or none for a single class), resized and cropped to squares.
 
-    The caption of `cat/1.png` is the text of `cat/1.txt`, or without such a file the class name.
+    The caption of `cat/1.png` is the text in `cat/1.txt`, or the class name if there is no such file.
     """
 
     def __init__(self, folder: str | Path, size: int):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"data: {folder} is not a folder; give a folder with one sub-folder of images a class")
+            raise UserError(f"data: {folder} is not a folder; give a folder with one subfolder of images per class")
         files = find_images(folder)
         if not files:
             raise UserError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
@@ -60,7 +60,7 @@ class FolderImages:
         texts = [p.with_suffix(".txt") for p in files]
         self._captions = [_read_caption(t) if t.is_file() else c for t, c in zip(texts, classes, strict=True)]
         self.weights = torch.ones(len(files))
-        self.held_out = torch.zeros(len(files), dtype=torch.bool)
+        self.validation = torch.zeros(len(files), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -73,23 +73,25 @@ class FolderImages:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, by path, numbers by their value (2.png before 10.png); hidden files, and all in
-    hidden folders, are left out."""
-    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    shown = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """Return the image files below a folder, sorted by path, with numbers by value (2.png before 10.png).
+
+    Hidden files and files in hidden folders are left out.
+    """
+    images = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    shown = (p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sorted(shown, key=lambda path: [numbers_by_value(part) for part in path.parts])
 
 
 def numbers_by_value(name: str) -> list[str | int]:
-    """A key to sort names by, in which runs of digits count as numbers."""
+    """Return a sort key for names that treats runs of digits as numbers."""
     return [int(piece) if piece.isdecimal() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A copy as RGB: upright, 16 bits reduced to 8, transparent parts on white.
+    """Return a copy as RGB: rotated upright, 16 bits reduced to 8, transparent parts on white.
 
     Raises:
-        ValueError: its pixels are floating-point numbers.
+        ValueError: the pixels are floating-point numbers.
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
@@ -103,15 +105,15 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def read_rgb(path: Path, field: str) -> Image.Image:
-    """An image file as RGB (`to_rgb`).
+    """Read an image file as RGB (see `to_rgb`).
 
     Raises:
-        UserError: the file is no image, or has floating-point pixels; the message begins with `field`.
+        UserError: the file is not an image, or has floating-point pixels; the message begins with `field`.
     """
     try:
         with Image.open(path) as file:
             return to_rgb(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow has them all
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
         raise UserError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
 
 
@@ -123,7 +125,7 @@ def _read_caption(path: Path) -> str:
 
 
 def _read_square(path: Path, size: int) -> Tensor:
-    """One image as uint8 (3, size, size): short side resized to `size`, centre cropped."""
+    """Read an image as uint8 (3, size, size): resize the shorter side to `size`, then crop the center."""
     image = read_rgb(path, "data")
     scale = size / min(image.size)
     image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)

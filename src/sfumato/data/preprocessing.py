@@ -1,7 +1,7 @@
-"""What reward models want images to be: resized, cropped and normalised, on tensors and in batches.
+"""Image preprocessing for reward models: resize, crop and normalize batches of tensors.
 
-The processors that these follow work on 8-bit images and resize with PIL. So do these, up to the rounding between
-PIL's two passes: values are rounded to 8 bits before and after resizing.
+The original processors work on 8-bit images and resize with PIL. These functions reproduce them, except for the
+rounding between PIL's two passes: values are rounded to 8 bits before and after resizing.
 """
 
 from typing import Literal
@@ -9,33 +9,27 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""of OpenAI's CLIP, and of all that follow it: mean of red, green and blue in [0, 1]"""
+"""Mean of red, green and blue in [0, 1] for OpenAI's CLIP and the models derived from it."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""the standard deviation"""
+"""Standard deviation of red, green and blue for the same models."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""of torchvision's ImageNet models: mean of red, green and blue in [0, 1]"""
+"""Mean of red, green and blue in [0, 1] for torchvision's ImageNet models."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""the standard deviation"""
+"""Standard deviation of red, green and blue for the same models."""
 
 
 def to_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
-    """Images in [0, 1] as 8-bit values, rounded."""
+    """Convert images in [0, 1] to 8-bit values, with rounding."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def to_pictures(images: Float[Tensor, "B 3 H W"]) -> list[Image.Image]:
-    """Images in [0, 1] as PIL images."""
-    return [Image.fromarray(array) for array in to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def resize(
     images: Float[Tensor, "B 3 H W"], height: int, width: int, mode: Literal["bicubic", "bilinear"] = "bicubic"
 ) -> Float[Tensor, "B 3 h w"]:
-    """Images in [0, 1], resized with antialiasing as PIL does; the results are multiples of 1/255."""
+    """Resize images in [0, 1] with antialiasing, as PIL does; the results are multiples of 1/255."""
     if images.shape[-2:] == (height, width):
         return to_bytes(images).float() / 255
     resized = F.interpolate(to_bytes(images).float(), (height, width), mode=mode, antialias=True, align_corners=False)
@@ -45,27 +39,27 @@ def resize(
 def resize_shortest(
     images: Float[Tensor, "B 3 H W"], side: int, mode: Literal["bicubic", "bilinear"] = "bicubic"
 ) -> Float[Tensor, "B 3 h w"]:
-    """Resized so that the shorter side is `side` pixels; the longer one is rounded down."""
+    """Resize images so that the shorter side is `side` pixels; the longer side is rounded down."""
     height, width = images.shape[-2:]
     short = min(height, width)
     return resize(images, side * height // short, side * width // short, mode)
 
 
-def centre_crop(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Float[Tensor, "B 3 h w"]:
-    """The middle of images that are at least this large; an odd pixel is left over at the bottom and right."""
+def center_crop(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Float[Tensor, "B 3 h w"]:
+    """Crop the center of images that are at least this large; an odd pixel is cut off at the bottom or right."""
     top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
     return images[..., top : top + height, left : left + width]
 
 
 def crop_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:
-    """The middle of images whose shorter side is resized to `side` pixels: what CLIP sees."""
-    return centre_crop(resize_shortest(images, side), side, side)
+    """Resize the shorter side to `side` pixels and crop the center, as for CLIP."""
+    return center_crop(resize_shortest(images, side), side, side)
 
 
 def pad_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:
-    """Whole images whose longer side is resized to `side` pixels, between black bars: what HPSv2 sees.
+    """Resize the longer side to `side` pixels and pad with black bars to a square, as for HPSv2.
 
-    Its processor resizes numbers rather than 8-bit values, and so rounds nothing after resizing.
+    HPSv2's processor resizes floating-point values instead of 8-bit values, so nothing is rounded after resizing.
     """
     height, width = (round(length * side / max(images.shape[-2:])) for length in images.shape[-2:])
     images = to_bytes(images).float() / 255
@@ -75,8 +69,8 @@ def pad_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 
     return F.pad(images, (left, side - width - left, top, side - height - top))
 
 
-def normalise(
+def normalize(
     images: Float[Tensor, "B 3 H W"], mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> Float[Tensor, "B 3 H W"]:
-    """(images - mean) / std, by channel."""
+    """Return (images - mean) / std for each channel."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]

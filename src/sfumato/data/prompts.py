@@ -1,4 +1,4 @@
-"""Captions that a run asks for: files of prompts, and how a run picks from them."""
+"""Captions as conditions: read files of prompts, and choose the prompts of a training run."""
 
 import csv
 import io
@@ -11,46 +11,46 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import Encode, caption_conditions, pick, spread
+from sfumato.data.classes import pick, spread
 from sfumato.errors import UserError
-from sfumato.rollout import Conditions
+from sfumato.request import Words
 
 CAPTION_KEYS = ("caption", "prompt", "text", "Prompts")
-"""Where an object or a table has its caption: the first of these that it has; the last is DrawBench's."""
+"""Possible keys or columns of the caption; the first one that is present is used. "Prompts" is DrawBench's."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption, and what else its source says of it: for rewards that need more than the caption."""
+    """A caption, and other data about it from its source, for rewards that need more than the caption."""
 
     caption: str
     metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a file, in its order; equal ones stay as often as they are there.
+    """Read the prompts in a file, in order and including duplicates.
 
-    - `.txt`: a caption a line; blank lines and lines that start with # are skipped.
-    - `.jsonl`: an object a line, with its caption under "caption", "prompt" or "text"; or a string a line.
+    - `.txt`: one caption per line; blank lines and lines that start with # are skipped.
+    - `.jsonl`: one object per line, with its caption under "caption", "prompt" or "text"; or one string per line.
     - `.json`: a list of such objects or strings, or COCO's {"annotations": [objects]}.
-    - `.csv`: a table whose header has such a column, or "Prompts" as DrawBench's.
+    - `.csv`: a table with a column of one of these names, or "Prompts" as in DrawBench.
 
-    All other keys and columns are the prompt's metadata. White space within a caption is reduced to single spaces.
+    All other keys and columns become the prompt's metadata. Whitespace within a caption is reduced to single spaces.
 
     Raises:
-        UserError: the file is missing, of another kind or broken, or it has no captions or an empty one; the message
-            names the file, the line (of a `.json` file: the item) and the remedy.
+        UserError: the file is missing, of an unknown type or malformed, or has no captions or an empty one; the message
+            states the file, the line (in a `.json` file, the item) and the remedy.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise UserError(f"prompts: {path} is not a file; give one of {', '.join(READERS)}")
+    if not os.path.isfile(path):  # Path.is_file raises an error if the name is too long
+        raise UserError(f"prompts: {path} is not a file; give a file that ends in {', '.join(READERS)}")
     if path.suffix.lower() not in READERS:
-        raise UserError(f"prompts: {path} is of no known kind; give a file that ends in {', '.join(READERS)}")
+        raise UserError(f"prompts: {path} has an unknown type; give a file that ends in {', '.join(READERS)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"prompts: {path}, line {line}: this is not UTF-8; save the file as UTF-8") from error
+        raise UserError(f"prompts: {path}, line {line}: this is not valid UTF-8; save the file as UTF-8") from error
     prompts = [_prompt(item, f"prompts: {path}, {place}") for place, item in READERS[path.suffix.lower()](path, text)]
     if not prompts:
         raise UserError(f"prompts: {path} has no captions; write at least one")
@@ -58,49 +58,44 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def find_prompts(name: str) -> Path:
-    """A file of prompts by path, or a bundled one by name ("emoji-captions")."""
+    """Return the path of a prompt file, given by path or by the name of a bundled one ("emoji-captions")."""
     folder = Path(str(resources.files("sfumato") / "bundled/prompts"))
     bundled = {file.stem: file for file in folder.glob("*.jsonl")}
     return bundled.get(name, Path(name))
 
 
+def prompt_words(prompts: Sequence[Prompt]) -> Words:
+    """Return words for these captions."""
+    return Words(names=tuple(p.caption for p in prompts), metadata=tuple(p.metadata for p in prompts))
+
+
 class PromptSampler:
-    """Prompts drawn uniformly, with replacement between batches and none within.
+    """Draws prompts uniformly, without repeats within a batch if there are enough."""
 
-    Only the captions of the batch at hand are read by the text encoder, each once.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], encode: Encode, longest: int | None = None):
-        """Prompts to draw from.
+    def __init__(self, prompts: Sequence[Prompt]):
+        """Create a sampler.
 
         Args:
-            prompts: at least one.
-            encode: what reads captions, such as a `TextEncoder`'s `encode`.
-            longest: text tokens that the generator takes of a caption; what is beyond is cut off.
+            prompts: prompts to draw from, at least one.
 
         Raises:
-            UserError: there are no prompts.
+            UserError: the list of prompts is empty.
         """
         if not prompts:
-            raise UserError("prompts: there are none to draw from; give at least one")
-        self.prompts, self.encode, self.longest = prompts, encode, longest
+            raise UserError("prompts: the list is empty; give at least one prompt")
+        self.prompts = prompts
 
-    def next(self, count: int, rng: torch.Generator) -> Conditions:
-        """`count` prompts, different ones as long as there are enough."""
-        return self._conditions(pick(len(self.prompts), count, rng))
+    def next(self, count: int, rng: torch.Generator) -> Words:
+        """Choose `count` prompts at random, without repeats if there are enough."""
+        return prompt_words([self.prompts[i] for i in pick(len(self.prompts), count, rng)])
 
-    def spread(self, count: int) -> Conditions:
-        """`count` prompts spread evenly over the file."""
-        return self._conditions(spread(len(self.prompts), count))
-
-    def _conditions(self, positions: Sequence[int]) -> Conditions:
-        chosen = [self.prompts[i] for i in positions]
-        captions, metadata = [p.caption for p in chosen], [p.metadata for p in chosen]
-        return caption_conditions(captions, self.encode, self.longest, metadata)
+    def spread(self, count: int) -> Words:
+        """Choose `count` prompts at even intervals over the file."""
+        return prompt_words([self.prompts[i] for i in spread(len(self.prompts), count)])
 
 
 Items = Iterator[tuple[str, object]]
-"""The prompts of a file as it has them, strings or objects, each after its place ("line 3")."""
+"""Raw prompts of a file, as pairs of a position ("line 3") and a string or object."""
 
 
 def _read_txt(path: Path, text: str) -> Items:
@@ -116,16 +111,18 @@ def _read_jsonl(path: Path, text: str) -> Items:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(
-                    f"prompts: {path}, line {number}: this is no JSON ({error.msg}); write one object a line"
+                    f"prompts: {path}, line {number}: this is not valid JSON ({error.msg}); write one object per line"
                 ) from error
 
 
 def _read_json(path: Path, text: str) -> Items:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"prompts: {path}, line {error.lineno}: this is no JSON ({error.msg}); mend it") from error
-    items = found.get("annotations") if isinstance(found, dict) else found
+        raise UserError(
+            f"prompts: {path}, line {error.lineno}: this is not valid JSON ({error.msg}); fix it"
+        ) from error
+    items = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(items, list):
         raise UserError(f'prompts: {path} has no list of captions; give a list, or {{"annotations": [...]}}')
     for number, item in enumerate(items, start=1):
@@ -137,20 +134,22 @@ def _read_csv(path: Path, text: str) -> Items:
     try:
         header = [name.strip() for name in next(rows, [])]
         if not set(CAPTION_KEYS) & set(header):
-            raise UserError(f"prompts: {path}, line 1: no column is called {_either(CAPTION_KEYS)}; add a header")
+            raise UserError(f"prompts: {path}, line 1: no column is named {_either(CAPTION_KEYS)}; add a header")
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
-            raise UserError(f"prompts: {path}, line 1: two columns are called {twice!r}; rename one")
+            raise UserError(f"prompts: {path}, line 1: two columns are named {twice!r}; rename one")
         for row in rows:
             if row and len(row) != len(header):
                 raise UserError(
-                    f"prompts: {path}, line {rows.line_num}: {len(row)} columns where the header has {len(header)}; "
-                    "put captions with commas in double quotes"
+                    f"prompts: {path}, line {rows.line_num}: {len(row)} columns, but the header has {len(header)}; "
+                    "put captions that contain commas in double quotes"
                 )
             if row:
                 yield f"line {rows.line_num}", dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"prompts: {path}, line {rows.line_num}: this is no CSV ({error}); mend its quotes") from error
+        raise UserError(
+            f"prompts: {path}, line {rows.line_num}: this is not valid CSV ({error}); fix its quotes"
+        ) from error
 
 
 READERS: Mapping[str, Callable[[Path, str], Items]] = {
@@ -159,23 +158,23 @@ READERS: Mapping[str, Callable[[Path, str], Items]] = {
     ".json": _read_json,
     ".csv": _read_csv,
 }
-"""How a file of prompts is read, by its suffix."""
+"""Functions that read prompt files, by file extension."""
 
 
 def _prompt(item: object, place: str) -> Prompt:
-    """A string or an object as a prompt; the place begins the error's message."""
+    """Convert a string or an object to a prompt; error messages begin with `place`."""
     metadata: dict[str, object] = {}
     caption: object = item
     if isinstance(item, Mapping):
         metadata = {str(key): value for key, value in item.items()}
         key = next((key for key in CAPTION_KEYS if key in metadata), None)
         if key is None:
-            raise UserError(f"{place}: there is no caption; put it under {_either(CAPTION_KEYS)}")
+            raise UserError(f"{place}: the caption is missing; put it under {_either(CAPTION_KEYS)}")
         caption = metadata.pop(key)
     if not isinstance(caption, str):
         raise UserError(f"{place}: the caption is {json.dumps(caption)[:40]}; write a string")
     if any("\ud800" <= character <= "\udfff" for character in caption):
-        raise UserError(f"{place}: the caption has half of a character (a lone surrogate); write it whole")
+        raise UserError(f"{place}: the caption contains half a character (a lone surrogate); write the whole character")
     if not caption.strip():
         raise UserError(f"{place}: the caption is empty; write one or remove the line")
     return Prompt(" ".join(caption.split()), metadata)

@@ -1,1 +1,1 @@
-"""The bundled demonstration data: emoji, and the models that judge pictures of them."""
+"""The bundled demonstration data: emoji, and the models that judge images of them."""

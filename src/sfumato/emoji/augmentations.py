@@ -1,4 +1,4 @@
-"""Augmented pictures that the judges of emoji are trained on."""
+"""Augmented images to train the emoji judges on."""
 
 import math
 
@@ -12,12 +12,12 @@ from sfumato.emoji.source import EmojiImages, compose
 
 
 def uniform(rng: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    """Numbers between `low` and `high`."""
+    """Return uniform random numbers between `low` and `high`."""
     return torch.rand(shape, generator=rng) * (high - low) + low
 
 
 def move(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Shift, turn and scale, each image by its own draw."""
+    """Shift, rotate and scale each image by random amounts."""
     batch = len(images)
     angle, zoom = uniform(rng, -0.2, 0.2, batch), uniform(rng, 0.85, 1.25, batch)
     turn = torch.stack([angle.cos() * zoom, -angle.sin() * zoom, angle.sin() * zoom, angle.cos() * zoom], dim=1)
@@ -27,14 +27,14 @@ def move(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor
 
 
 def relight(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Change contrast, brightness and colour balance, each image by its own draw."""
+    """Change the contrast, brightness and color balance of each image by random amounts."""
     batch = len(images)
     contrast, brightness = uniform(rng, 0.5, 1.2, batch, 1, 1, 1), uniform(rng, -0.1, 0.1, batch, 1, 1, 1)
     return (images * contrast + brightness) * uniform(rng, 0.9, 1.1, batch, 3, 1, 1)
 
 
 def degrade(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Blur and add noise, each image by its own draw; the result stays in [0, 1]."""
+    """Blur each image and add noise, by random amounts; the result is clamped to [0, 1]."""
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     images = torch.lerp(images, blurred, uniform(rng, 0, 1, len(images), 1, 1, 1))
     noise = torch.randn(images.shape, generator=rng)
@@ -42,12 +42,12 @@ def degrade(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Ten
 
 
 def augment(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Images moved, relit and degraded, each by its own draw; they stay in [0, 1]."""
+    """Apply `move`, `relight` and `degrade`; the result is in [0, 1]."""
     return degrade(relight(move(images, rng), rng), rng)
 
 
 def random_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple[Tensor, Int[Tensor, " B"]]:
-    """Images and labels; of emoji, on any background colour in any light rather than in the source's own scenes."""
+    """Draw images and labels; emoji get random background colors and light instead of the source's scenes."""
     if not isinstance(source, EmojiImages):
         index = torch.multinomial(source.weights, count, replacement=True, generator=rng)
         return source[index]
@@ -61,6 +61,6 @@ def random_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tupl
 
 
 def augmented_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple[Tensor, Int[Tensor, " B"]]:
-    """Augmented images in [0, 1], and labels."""
+    """Draw augmented images in [0, 1] and their labels."""
     images, labels = random_scenes(source, count, rng)
     return augment(images, rng), labels

@@ -1,7 +1,7 @@
 """Two small classifiers of the bundled classes: one for evaluation only, and its rival, for rewards only.
 
-A policy that is rewarded by the network that judges it would learn that network's mistakes; so the two differ in shape,
-in what they were trained on, and in their seeds.
+If the same network computed the reward and the evaluation, a policy could exploit its mistakes undetected. So the two
+differ in architecture, training images and seeds.
 """
 
 import json
@@ -11,27 +11,27 @@ from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.folder import read_tensors, shape_from, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Shape of the classifier."""
+    """Shape of the evaluation classifier."""
 
     num_classes: int
     """number of classes"""
     widths: tuple[int, ...] = (32, 64, 128, 192)
-    """channels of each stage; every stage halves the side"""
+    """channels of each stage; each stage halves the side"""
 
 
 def convolutions(widths: Sequence[int]) -> nn.Sequential:
-    """Stages of two convolutions with batch norm; each stage halves the side."""
+    """Build stages of two convolutions with batch norm; each stage halves the side."""
     layers: list[nn.Module] = []
     channels = 3
     for width in widths:
@@ -43,7 +43,7 @@ def convolutions(widths: Sequence[int]) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Stages of convolutions, then a linear layer on each channel's maximum."""
+    """The evaluation classifier: stages of convolutions, then a linear layer on each channel's maximum."""
 
     def __init__(self, config: ClassifierConfig, class_names: tuple[str, ...]):
         super().__init__()
@@ -52,33 +52,33 @@ class Classifier(nn.Module):
         self.head = nn.Linear(config.widths[-1], config.num_classes)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        """Logits of the classes for images in [0, 1]."""
+        """Return class logits for images in [0, 1]."""
         return self.head(self.features(images * 2 - 1).amax((2, 3)))
 
     @torch.no_grad()
     def log_probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        """Log-probabilities of the classes."""
+        """Return class log-probabilities for images in [0, 1]."""
         return F.log_softmax(self(images), dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchClassifierConfig:
-    """Shape of the rival."""
+    """Shape of the rival, the reward classifier."""
 
     num_classes: int
     """number of classes"""
     patch: int = 4
-    """side of the first patches in pixels"""
+    """side of the initial patches in pixels"""
     widths: tuple[int, ...] = (64, 128, 192)
-    """channels of each stage; every stage after the first merges 2 × 2 patches"""
+    """channels of each stage; each stage after the first merges 2 × 2 patches"""
     depths: tuple[int, ...] = (1, 2, 2)
-    """blocks of each stage"""
+    """number of blocks in each stage"""
     kernel: int = 5
-    """patches a side that a block looks at"""
+    """side in patches of the kernel of each block"""
 
 
 class PatchBlock(nn.Module):
-    """A depthwise convolution over patches, then a perceptron in each (ConvNeXt, Liu et al. 2022, with batch norm)."""
+    """Depthwise convolution over patches, then a perceptron per patch (ConvNeXt, Liu et al. 2022, with batch norm)."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -87,12 +87,12 @@ class PatchBlock(nn.Module):
         self.expand, self.reduce = nn.Conv2d(width, 2 * width, 1), nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        """The same shape."""
+        """Return features of the same shape."""
         return x + self.reduce(F.relu(self.expand(self.norm(self.depthwise(x)))))
 
 
 class PatchClassifier(nn.Module):
-    """Patches, mixed by depthwise convolutions and perceptrons, then a linear layer on each channel's maximum."""
+    """The rival: depthwise convolutions and perceptrons on patches, then a linear layer on each channel's maximum."""
 
     def __init__(self, config: PatchClassifierConfig, class_names: tuple[str, ...]):
         super().__init__()
@@ -107,20 +107,20 @@ class PatchClassifier(nn.Module):
         self.head = nn.Linear(channels, config.num_classes)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        """Logits of the classes for images in [0, 1]."""
-        # Depthwise convolutions on the CPU are twice as fast with the channels last.
+        """Return class logits for images in [0, 1]."""
+        # On the CPU, depthwise convolutions are twice as fast with channels last.
         x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
         return self.head(self.features(x).amax((2, 3)))
 
     @torch.no_grad()
     def log_probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        """Log-probabilities of the classes."""
+        """Return class log-probabilities for images in [0, 1]."""
         return F.log_softmax(self(images), dim=-1)
 
 
 Kind = TypeVar("Kind", Classifier, PatchClassifier)
 FAMILIES = {"classifier": (Classifier, ClassifierConfig), "patch-classifier": (PatchClassifier, PatchClassifierConfig)}
-"""what `config.json` calls the two"""
+"""The two classifiers and their shapes, by the name in `config.json`."""
 
 
 def save_classifier(folder: Path, classifier: Classifier | PatchClassifier) -> None:
@@ -129,24 +129,23 @@ def save_classifier(folder: Path, classifier: Classifier | PatchClassifier) -> N
     family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(classifier, kind))
     config = {"family": family, "shape": asdict(classifier.config), "class_names": classifier.class_names}
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    tensors = {k: v.half() if v.is_floating_point() else v for k, v in classifier.state_dict().items()}
-    safetensors.torch.save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "classifier.safetensors")
+    write_tensors(folder / "classifier.safetensors", classifier, torch.float16)
 
 
 def load_classifier(folder: Path | None = None) -> Classifier:
-    """The evaluation's classifier in a folder; by default the bundled one of emoji.
+    """Load the evaluation classifier in a folder, by default the bundled emoji classifier.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder does not contain such a classifier.
     """
     return _load(folder or _bundled("emoji-classifier"), Classifier)
 
 
 def load_rival(folder: Path | None = None) -> PatchClassifier:
-    """The rewards' classifier in a folder; by default the bundled one of emoji.
+    """Load the reward classifier in a folder, by default the bundled emoji rival.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder does not contain such a classifier.
     """
     return _load(folder or _bundled("emoji-rival"), PatchClassifier)
 
@@ -156,15 +155,15 @@ def _bundled(name: str) -> Path:
 
 
 def _load(folder: Path, wanted: type[Kind]) -> Kind:
-    """A classifier of this kind, for inference."""
+    """Load a classifier of this type, for inference."""
     path = folder / "config.json"
     config = json.loads(path.read_text()) if path.is_file() else {}
     kind, shape = FAMILIES.get(config.get("family", ""), (None, None))
     if kind is not wanted or shape is None:
         family = next(name for name, (known, _) in FAMILIES.items() if known is wanted)
-        raise UserError(f"weights: {folder} holds no {family}; give the model/ of a `sfumato pretrain` run of one")
-    sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in config["shape"].items()}
-    classifier = wanted(shape(**sizes), tuple(config["class_names"]))
-    tensors = safetensors.torch.load_file(folder / "classifier.safetensors")
-    classifier.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+        raise UserError(
+            f"weights: {folder} does not contain a {family}; give the model/ folder of a `sfumato pretrain` run for it"
+        )
+    classifier = wanted(shape_from(shape, config["shape"]), tuple(config["class_names"]))
+    classifier.load_state_dict(read_tensors(folder / "classifier.safetensors"))
     return classifier.eval().requires_grad_(False)

@@ -1,4 +1,5 @@
-"""What the rewards' classifier is trained on: other augmentations than those of the evaluation's (`classifier.py`)."""
+"""Training images of the reward classifier, with other augmentations than the evaluation classifier's
+(`augmentations.py`)."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from sfumato.emoji.source import EmojiImages
 
 
 def rival_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple[Tensor, Int[Tensor, " B"]]:
-    """Images in [0, 1] and labels; emoji lie on mottled backgrounds, other images are taken as they are.
+    """Draw images in [0, 1] and labels; emoji are placed on mottled backgrounds, other images keep their own.
 
-    Each image is deformed, seen in another light, made coarse and partly covered by its own draw.
+    Each image is randomly deformed, relit, coarsened and partly covered.
     """
     if isinstance(source, EmojiImages):
         labels = torch.randint(len(source.sprites), (count,), generator=rng)
@@ -27,7 +28,7 @@ def rival_scenes(source: ImageSource, count: int, rng: torch.Generator) -> tuple
 
 
 def mottled(count: int, side: int, rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """A colour a picture, grey ones as likely as others, with smooth blotches of any strength up to a fifth."""
+    """Return one random color per image, from gray to saturated, with smooth blotches of random strength up to 0.2."""
     hue = torch.lerp(
         uniform(rng, 0, 1, count, 1, 1, 1), uniform(rng, 0, 1, count, 3, 1, 1), uniform(rng, 0, 1, count, 1, 1, 1)
     )
@@ -36,7 +37,7 @@ def mottled(count: int, side: int, rng: torch.Generator) -> Float[Tensor, "B 3 H
 
 
 def deform(images: Float[Tensor, "B C H W"], rng: torch.Generator) -> Float[Tensor, "B C H W"]:
-    """Shear, stretch and shift."""
+    """Shear, stretch and shift each image by random amounts."""
     affine = torch.eye(2).expand(len(images), 2, 2) + uniform(rng, -0.2, 0.2, len(images), 2, 2)
     affine = torch.cat([affine, uniform(rng, -0.15, 0.15, len(images), 2, 1)], dim=2)
     places = F.affine_grid(affine, list(images.shape), align_corners=False)
@@ -44,20 +45,20 @@ def deform(images: Float[Tensor, "B C H W"], rng: torch.Generator) -> Float[Tens
 
 
 def other_light(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Change gamma, dim, and take up to half of the colour away."""
+    """Change the gamma of each image, dim it, and remove up to half of its color."""
     gamma, light = uniform(rng, -0.5, 0.5, len(images), 1, 1, 1).exp(), uniform(rng, 0.3, 1, len(images), 1, 1, 1)
     grey = images.mean(1, keepdim=True)
     return torch.lerp(images, grey, uniform(rng, 0, 0.5, len(images), 1, 1, 1)).clamp_min(1e-6) ** gamma * light
 
 
 def coarsen(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Take some of what is finer than two pixels away, as tokenizers do."""
+    """Reduce details finer than two pixels, as tokenizers do."""
     coarse = F.interpolate(F.avg_pool2d(images, 2), size=images.shape[2:], mode="bilinear")
     return torch.lerp(images, coarse, uniform(rng, 0, 1, len(images), 1, 1, 1))
 
 
 def cover(images: Float[Tensor, "B 3 H W"], rng: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Lay a plain rectangle on every second image, up to two fifths of the side wide and high."""
+    """Cover half of the images, on average, with a plain rectangle of up to 0.4 of the side in width and height."""
     count, side = len(images), images.shape[-1]
     size = uniform(rng, 0, 0.4, count, 2) * (torch.rand(count, 1, generator=rng) < 0.5)
     first = uniform(rng, 0, 1, count, 2) * (1 - size)

@@ -16,16 +16,16 @@ from sfumato.data.images import FolderImages, ImageSource
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What an emoji is laid on and how it is lit."""
+    """Background and lighting of an emoji."""
 
     background: tuple[float, float, float]
     """RGB in [0, 1]"""
     light: float = 1.0
-    """factor on the whole picture"""
+    """brightness factor of the whole image"""
     weight: float = 1.0
     """relative frequency"""
     words: str
-    """how a caption puts it, after the emoji's name"""
+    """description in captions, after the emoji's name"""
 
 
 _GREY_WORDS = ("black", "dark grey", "dark grey", "grey", "grey", "light grey", "light grey", "white")
@@ -43,7 +43,7 @@ _TINTS = [
 ]
 _DIM = [Scene(background=(g, g, g), light=0.5, weight=0.5, words="in dim light") for g in (0.0, 0.5, 1.0)]
 EMOJI_SCENES: tuple[Scene, ...] = (*_GREYS, *_TINTS, *_DIM)
-"""Eight greys from black to white, four tints, and three dimly lit greys."""
+"""Eight grays from black to white, four tints, and three dimly lit grays."""
 
 EMOJI_CATEGORIES = {"Animals & Nature", "Food & Drink", "Smileys & Emotion"}
 EMOJI_SUBCATEGORIES = {"musical-instrument", "sport", "award-medal", "transport-air", "transport-water"}
@@ -52,11 +52,11 @@ EMOJI_SUBCATEGORIES = {"musical-instrument", "sport", "award-medal", "transport-
 class EmojiImages:
     """Noto emoji from the unpacked npm package `emoji-datasource-google`: 512 classes by 15 scenes.
 
-    Item n is emoji n // 15 in scene n % 15. Emoji are drawn at 48 of 64 pixels, so that even a white one on
-    black leaves the picture dark, and brightness and colour vary within every class.
+    Item n is emoji n // 15 in scene n % 15. Emoji are drawn at 48 of 64 pixels, so that even a white emoji on black
+    yields a dark image, and brightness and color vary within each class.
 
-    A caption is the emoji's name, or as often the name and the scene: "red apple on a blue background". Of the pairs
-    of an emoji and a scene's words every tenth is held out.
+    Half of the captions are the emoji's name; the other half also describe the scene: "red apple on a blue background".
+    Every tenth pair of an emoji and a scene description is held out.
     """
 
     def __init__(self, package: str | Path, size: int = 64, scenes: Sequence[Scene] = EMOJI_SCENES):
@@ -70,7 +70,7 @@ class EmojiImages:
         words = sorted({s.words for s in self.scenes})
         place = torch.tensor([words.index(s.words) for s in self.scenes])
         pairs = 7 * torch.arange(len(entries))[:, None] + place
-        self.held_out = (pairs % 10 == 0).flatten()
+        self.validation = (pairs % 10 == 0).flatten()
 
     def __len__(self) -> int:
         return len(self.sprites) * len(self.scenes)
@@ -86,7 +86,7 @@ class EmojiImages:
         return [self.caption(i, said) for i, said in zip(index.tolist(), with_scene.tolist(), strict=True)]
 
     def caption(self, item: int, with_scene: bool) -> str:
-        """The name of an item's emoji, with or without its scene."""
+        """Return the name of an item's emoji, with or without its scene."""
         name, scene = self.class_names[item // len(self.scenes)], self.scenes[item % len(self.scenes)]
         return f"{name} {scene.words}" if with_scene else name
 
@@ -94,22 +94,25 @@ class EmojiImages:
 def compose(
     sprites: Float[Tensor, "B 4 H W"], backgrounds: Float[Tensor, "B 3"], lights: Float[Tensor, " B"]
 ) -> Float[Tensor, "B 3 H W"]:
-    """Lay sprites (premultiplied RGBA in [0, 1]) on plain backgrounds, then dim by `lights`."""
-    colour, alpha = sprites[:, :3], sprites[:, 3:]
-    return (colour + (1 - alpha) * backgrounds[:, :, None, None]).clamp(0, 1) * lights[:, None, None, None]
+    """Place sprites (premultiplied RGBA in [0, 1]) on plain backgrounds, then multiply by `lights`."""
+    color, alpha = sprites[:, :3], sprites[:, 3:]
+    return (color + (1 - alpha) * backgrounds[:, :, None, None]).clamp(0, 1) * lights[:, None, None, None]
 
 
 def _is_emoji_class(entry: dict) -> bool:
-    """Animals, food, smileys, instruments, sports, medals, craft of air and water: no flags, signs or skin tones."""
+    """Whether an emoji is a class: animals, food, smileys, instruments, sports, medals, aircraft and watercraft.
+
+    Flags, signs and skin tones are excluded.
+    """
     if not entry["has_img_google"] or entry["subcategory"] == "emotion":
         return False
     return entry["category"] in EMOJI_CATEGORIES or entry["subcategory"] in EMOJI_SUBCATEGORIES
 
 
 def _read_sprite(path: Path, size: int, share: float = 0.75) -> Tensor:
-    """A 64-pixel emoji as premultiplied RGBA (4, size, size), `share` of the canvas wide and centred."""
+    """Read a 64-pixel emoji as premultiplied RGBA (4, size, size), centered, with a width of `share` of the canvas."""
     with Image.open(path) as file:
-        image = file.convert("RGBA").convert("RGBa")  # premultiplied, so that resizing does not bleed hidden colours
+        image = file.convert("RGBA").convert("RGBa")  # premultiplied, so that hidden colors do not bleed
     inner = round(size * share)
     image = image.resize((inner, inner), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBa", (size, size))
@@ -118,7 +121,7 @@ def _read_sprite(path: Path, size: int, share: float = 0.75) -> Tensor:
 
 
 def open_source(path: str | Path, size: int) -> ImageSource:
-    """The emoji package if `path` holds one, else a folder of images."""
+    """Open the emoji package if `path` contains one, otherwise a folder of images."""
     if (Path(path) / "emoji.json").is_file():
         return EmojiImages(path, size)
     return FolderImages(path, size)

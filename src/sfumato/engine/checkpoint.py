@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside weights, and a digest that tells models apart."""
+"""Files of training state in checkpoints, and a digest that distinguishes models."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from sfumato.files import write_atomically
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A digest of up to 64 numbers of every tensor: another one once a model was trained on."""
+    """Return a digest of up to 64 numbers from every tensor; further training changes it."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
@@ -19,12 +19,12 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Write tensors, numbers and strings in nested dicts and lists, atomically."""
+    """Write nested dicts and lists of tensors, numbers and strings, atomically."""
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_state(path: Path) -> dict:
-    """Read what `save_state` wrote; no code in the file is run.
+    """Read what `save_state` wrote, without running any code in the file.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -32,7 +32,9 @@ def load_state(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"checkpoint: there is no {path}; nothing to resume") from error
-    except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
+        raise UserError(f"checkpoint: {path} does not exist; there is nothing to resume") from error
+    except Exception as error:  # a damaged pickle can raise anything; the cause is kept
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint: {path} is damaged ({reason}); delete it to resume from the one before") from error
+        raise UserError(
+            f"checkpoint: {path} is damaged ({reason}); delete it to resume from the previous checkpoint"
+        ) from error

@@ -1,7 +1,7 @@
-"""Data parallelism: every worker draws and scores its share of the images, and gradients are summed.
+"""Division of work and communication among processes.
 
-Random choices are made from one stream that all workers share, so a run does not depend on their number (up to the
-order of floating-point sums).
+All processes make random choices from the same random stream, so a run does not depend on the number of processes,
+except for the order of floating-point sums.
 """
 
 import os
@@ -11,18 +11,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.rollout import Conditions, Rollout
+from sfumato.request import Request
+from sfumato.rollout import Rollout
 
-PATIENCE = timedelta(hours=4)
-"""How long workers wait for one another: the main one alone measures and scores fixed images, by slow judges too."""
+PATIENCE = timedelta(minutes=30)
+"""How long processes wait for one another. All work is shared, so the longest wait is one slow batch of a judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers:
-    """This process among its peers; one process alone needs no process group."""
+class Process:
+    """This process among its peers. A single process needs no process group."""
 
     rank: int
     count: int
@@ -30,34 +32,40 @@ class Workers:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the terminal."""
+        """Whether this process writes files and prints to the terminal."""
         return self.rank == 0
 
     def share(self, total: int) -> slice:
-        """This worker's consecutive part of `total` items, which the number of workers divides."""
+        """Return this process's consecutive part of `total` items, a multiple of the number of processes."""
         size = total // self.count
         return slice(self.rank * size, (self.rank + 1) * size)
 
+    def padded_share(self, total: int) -> Int[Tensor, " N"]:
+        """Return the positions of this process's consecutive part of `total` items.
+
+        All parts have the same size: if `total` is not a multiple of the number of processes, the last item is
+        repeated. `gather` joins the parts again; only its first `total` rows count.
+        """
+        size = -(-total // self.count)
+        return torch.arange(self.rank * size, (self.rank + 1) * size).clamp_max(total - 1)
+
     def gather(self, tensor: Tensor) -> Tensor:
-        """The workers' tensors of equal shape, joined along the first axis in the order of their ranks."""
+        """Join the tensors of all processes, which must have equal shapes, along the first axis in rank order."""
         if self.count == 1:
             return tensor
         parts = [torch.empty_like(tensor) for _ in range(self.count)]
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
-    def gather_rollout(self, rollout: Rollout, conditions: Conditions) -> Rollout:
-        """All workers' rollouts as one; `conditions` are those of all images."""
-        return replace(
-            rollout,
-            conditions=conditions,
-            tokens=self.gather(rollout.tokens),
-            log_probs=self.gather(rollout.log_probs),
-            entropy=self.gather(rollout.entropy),
-        )
+    def gather_rollout(self, rollout: Rollout, request: Request) -> Rollout:
+        """Join the rollouts of all processes; `request` is the request for all images. Padding beyond it is dropped."""
+        parts = {
+            name: self.gather(getattr(rollout, name))[: len(request)] for name in ("tokens", "log_probs", "entropy")
+        }
+        return replace(rollout, request=request, **parts)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every gradient by its sum over the workers, in one message."""
+        """Replace every gradient with its sum over all processes, in one message."""
         if self.count == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -67,35 +75,44 @@ class Workers:
             gradient.copy_(summed.view_as(gradient))
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any worker."""
+        """Return whether the flag is set on any process."""
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
 
-def join(device: str = "auto") -> Workers:
-    """Join the process group that `torchrun` announces in the environment; alone without it.
+def find_device(device: str = "auto") -> torch.device:
+    """Return a device by name, ready to use.
 
     Args:
-        device: "auto" takes the worker's own GPU if there is one, else the CPU; or any torch device.
+        device: "auto" for this process's own GPU if there is one, otherwise the CPU; or any torch device.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not available.
     """
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        ready = torch.device(device)
+        torch.empty(1, device=ready)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device: {device!r} is not to be had ({str(error).splitlines()[0]}); give auto or cpu"
-        ) from error
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device: {device!r} is not available ({reason}); use auto or cpu") from error
+    if ready.type == "cuda":
+        torch.cuda.set_device(ready)
+    return ready
+
+
+def join(device: str = "auto") -> Process:
+    """Join the process group that `torchrun` sets in the environment; without `torchrun`, this is a single process.
+
+    Raises:
+        UserError: the device is not available.
+    """
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    ready = find_device(device)
     if count > 1 and not dist.is_initialized():
-        backend = "nccl" if found.type == "cuda" else "gloo"
+        backend = "nccl" if ready.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=count, timeout=PATIENCE)
-    return Workers(rank=rank, count=count, device=found)
+    return Process(rank=rank, count=count, device=ready)
 
 
 def leave() -> None:

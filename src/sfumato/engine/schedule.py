@@ -1,11 +1,11 @@
-"""Learning-rate schedules: functions of the step, as factors of the peak."""
+"""Learning-rate schedules: functions that return the factor of the peak rate for each step."""
 
 import math
 from collections.abc import Callable
 
 
 def cosine_schedule(steps: int, warmup_steps: int = 0, floor: float = 0.0) -> Callable[[int], float]:
-    """Linear warm-up to 1, then a half cosine that falls to `floor` at the last step."""
+    """Return a schedule with linear warm-up to 1, then a half cosine that falls to `floor` at the last step."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,4 +1,4 @@
-"""Seconds by phase."""
+"""Seconds per phase of a step."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 
 class PhaseTimer:
-    """Wall-clock seconds spent in each phase; on a GPU, until its work is done."""
+    """Wall-clock seconds spent in each phase. On a GPU, a phase ends when the work on the GPU is done."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -21,7 +21,7 @@ class PhaseTimer:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + self._now() - began
 
     def total(self) -> float:
-        """Seconds in all phases together."""
+        """Return the seconds spent in all phases together."""
         return sum(self.seconds.values())
 
     def _now(self) -> float:

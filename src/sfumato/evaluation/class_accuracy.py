@@ -1,4 +1,4 @@
-"""Whether images still show the class that was asked for."""
+"""Check whether images show the requested class."""
 
 from dataclasses import dataclass
 
@@ -9,36 +9,35 @@ from torch import Tensor
 from sfumato.data.classes import find_labels
 from sfumato.data.preprocessing import crop_square
 from sfumato.emoji.judges import Classifier
+from sfumato.request import Words
 from sfumato.rewards.classifier import EMOJI_SIDE
-from sfumato.rollout import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Shares of images whose class a classifier names first, or among its first five."""
+    """Shares of images whose class is a classifier's first guess, or among its first five."""
 
     top1: float
     top5: float
 
 
 def at_emoji_size(images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 64 64"]:
-    """Images as the bundled classifier of emoji knows them: larger and smaller ones are resized and cropped."""
+    """Resize and crop images of another size to the size that the bundled classifier of emoji was trained on."""
     return images if images.shape[-2:] == (EMOJI_SIDE, EMOJI_SIDE) else crop_square(images, EMOJI_SIDE)
 
 
-def class_accuracy(classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Accuracy | None:
-    """Agreement of a classifier with the classes asked for; None if it does not know them."""
-    hits = class_hits(classifier, images, conditions)
+def class_accuracy(classifier: Classifier, images: Float[Tensor, "B 3 H W"], words: Words) -> Accuracy | None:
+    """Return the accuracy of a classifier on the requested classes; None if it does not know them."""
+    hits = class_hits(classifier, images, words)
     if hits is None:
         return None
     return Accuracy(top1=hits[:, 0].float().mean().item(), top5=hits[:, 1].float().mean().item())
 
 
-def class_hits(
-    classifier: Classifier, images: Float[Tensor, "B 3 H W"], conditions: Conditions
-) -> Bool[Tensor, "B 2"] | None:
-    """Whether a classifier names each image's class first, and among its first five; None if it does not know them."""
-    labels = find_labels(classifier.class_names, conditions)
+def class_hits(classifier: Classifier, images: Float[Tensor, "B 3 H W"], words: Words) -> Bool[Tensor, "B 2"] | None:
+    """Return whether each image's class is a classifier's first guess, and among its first five; None if it does not
+    know the classes."""
+    labels = find_labels(classifier.class_names, words)
     if labels is None:
         return None
     with torch.no_grad():
@@ -46,6 +45,6 @@ def class_hits(
 
 
 def top_hits(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> Bool[Tensor, "B 2"]:
-    """Whether each label has the largest logit, and whether it has one of the five largest."""
+    """Return whether each label has the largest logit, and whether it has one of the five largest."""
     top = logits.topk(min(5, logits.shape[1])).indices == labels[:, None].to(logits.device)
     return torch.stack([top[:, 0], top.any(1)], dim=1).cpu()

@@ -1,4 +1,4 @@
-"""What distances between images are measured in: a network's features, pooled and spatial, and its opinion."""
+"""Features for distances between images: pooled and spatial features of a network, and its log-probabilities."""
 
 import functools
 import pickle
@@ -20,36 +20,36 @@ from sfumato.rewards import classifier as imagenet
 from sfumato.rewards import needs
 
 CHANNELS = 7
-"""of a map of features that make up the spatial ones (Nash et al. 2021)"""
+"""Number of channels of a feature map that form the spatial features (Nash et al. 2021)."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of N images; a row an image."""
+    """Features of N images, one row per image."""
 
     pooled: Float[Tensor, "N D"]
     spatial: Float[Tensor, "N S"]
     log_probs: Float[Tensor, "N K"]
-    """of the network's own classes"""
+    """log-probabilities of the network's own classes"""
 
 
 Extractor = Callable[[Float[Tensor, "B 3 H W"]], Features]
-"""Features of images in [0, 1], on the CPU."""
+"""Computes features of images in [0, 1]; the features are on the CPU."""
 
 Network = Literal["emoji", "inception", "efficientnet-lite0"]
 
 
 def load_extractor(network: Network, weights: str | None, device: torch.device) -> Extractor:
-    """An extractor by name.
+    """Load an extractor by name.
 
     Args:
-        network: the bundled classifier of emoji; the Inception of FID; or an EfficientNet-Lite0, whose weights come
-            with the extra `imagenet`.
-        weights: file, or owner/repository/file of the hub; the published ones if not given.
-        device: where it computes.
+        network: the bundled classifier of emoji, the Inception network of FID, or EfficientNet-Lite0, whose weights
+            come with the extra `imagenet`.
+        weights: a file, or owner/repository/file on the hub; the published weights if not given.
+        device: device of the network.
 
     Raises:
-        UserError: the weights are not to be had or do not fit, or a package is missing.
+        UserError: the weights are not available or do not fit, or a package is missing.
     """
     if network == "emoji":
         classifier = load_classifier(None if weights is None else Path(weights)).to(device)
@@ -62,10 +62,10 @@ def load_extractor(network: Network, weights: str | None, device: torch.device) 
 
 
 def load_inception(weights: str | None) -> Inception:
-    """Inception with its weights.
+    """Load Inception with its weights.
 
     Raises:
-        UserError: they are not to be had, or are another network's.
+        UserError: the weights are not available, or belong to another network.
     """
     try:
         tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
@@ -73,15 +73,16 @@ def load_inception(weights: str | None) -> Inception:
         model.load_state_dict(tensors)
     except (ValueError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"extractor_weights: {' '.join(str(error).split())[:200]}; Inception's are "
-            "pt_inception-2015-12-05-6726825d.pth, of pytorch-fid's and torch-fidelity's releases"
+            f"extractor_weights: {' '.join(str(error).split())[:200]}; give Inception's weights, "
+            "pt_inception-2015-12-05-6726825d.pth from the releases of pytorch-fid or torch-fidelity"
         ) from error
     return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def emoji_features(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> Features:
-    """Each channel's maximum before the last layer, and the first channels of the map halfway."""
+    """Return the maximum of each channel before the last layer, and the first channels of the feature map halfway
+    through the network."""
     x = images.to(next(classifier.parameters()).device) * 2 - 1
     halfway = classifier.features[: len(classifier.features) // 2](x)
     pooled = classifier.features[len(classifier.features) // 2 :](halfway).amax((2, 3))
@@ -90,13 +91,13 @@ def emoji_features(classifier: Classifier, images: Float[Tensor, "B 3 H W"]) -> 
 
 @torch.no_grad()
 def inception_features(model: Inception, images: Float[Tensor, "B 3 H W"]) -> Features:
-    """As guided-diffusion's evaluator takes them."""
+    """Return the features that guided-diffusion's evaluator uses."""
     return _features(*model(images.to(model.fc.weight.device)))
 
 
 @torch.no_grad()
 def efficientnet_features(loaded: imagenet.Loaded, images: Float[Tensor, "B 3 H W"]) -> Features:
-    """The mean of each channel before the last layer, and the first channels of the map."""
+    """Return the mean of each channel before the last layer, and the first channels of that feature map."""
     seen: list[Tensor] = []
     layer = loaded.module.get_submodule("_avg_pooling")
     handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -115,13 +116,13 @@ FIELDS = ("pooled", "spatial", "log_probs")
 
 
 def features_of(images: Images, extract: Extractor, folder: Path, batch_size: int) -> Features:
-    """Features of all images, mapped from files: memory does not grow with their number.
+    """Return features of all images, mapped from files so that memory does not grow with the number of images.
 
     Args:
-        images: any number.
-        extract: what computes them.
-        folder: where the files are; complete ones are read.
-        batch_size: images at once.
+        images: any number of images.
+        extract: the extractor.
+        folder: folder of the files; complete files are reused.
+        batch_size: number of images per batch.
     """
     paths = [folder / f"{name}.npy" for name in FIELDS]
     if not all(path.is_file() for path in paths):
@@ -130,7 +131,7 @@ def features_of(images: Images, extract: Extractor, folder: Path, batch_size: in
 
 
 def _extract(images: Images, extract: Extractor, folder: Path, batch_size: int) -> None:
-    """Write the files, which have their names when they are complete."""
+    """Write the files; they get their final names once they are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, np.memmap] = {}
     first = 0

@@ -1,5 +1,6 @@
-"""GenEval (Ghosh, Hajishirzi & Schmidt 2023): whether the objects that a prompt names are there, as many, of that
-colour, and in that place. The rules are those of the authors' `evaluation/evaluate_images.py`; they need no network."""
+"""GenEval (Ghosh, Hajishirzi & Schmidt 2023): whether the objects that a prompt names are in the image, with the right
+number, color and position. The rules are those of the authors' `evaluation/evaluate_images.py`; they need no network.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,39 +8,42 @@ from dataclasses import dataclass
 from jaxtyping import Bool
 from torch import Tensor
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
-"""confidence above which an object is there; the second where objects are counted"""
+"""Confidence above which an object counts, in general and in the counting task."""
 MAX_OBJECTS = 16
-"""of a class, the surest ones"""
+"""Largest number of objects per class; the most confident ones are kept."""
 POSITION_THRESHOLD = 0.1
-"""share of the two objects' sizes that one may lie off the other before it is beside it"""
+"""Offset between two objects, as a share of their sizes, up to which neither is beside the other."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An object that a detector found."""
+    """An object in an image, as reported by a detector."""
 
     box: tuple[float, float, float, float]
-    """left, top, right, bottom in pixels"""
+    """left, top, right and bottom in pixels"""
     score: float
     """confidence, 0 to 1"""
     mask: Bool[Tensor, "H W"] | None = None
-    """its pixels"""
+    """pixels of the object"""
 
 
 Objects = Mapping[str, Sequence[Detection]]
-"""What is in an image by class, the surest first"""
+"""Objects in an image by class, the most confident first."""
 Classify = Callable[[Sequence[Detection], str], Sequence[str]]
-"""The colour of each of these objects of a class"""
+"""Returns the color of each of these objects of a class."""
 
 
-def keep(found: Objects, tag: str) -> dict[str, list[Detection]]:
-    """The objects that count for a task ("counting" wants to be surer), at most 16 a class, the surest first."""
+def keep(detected: Objects, tag: str) -> dict[str, list[Detection]]:
+    """Return the objects that count for a task, at most 16 per class, the most confident first.
+
+    The task "counting" has a higher threshold than the others.
+    """
     threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
     kept = {}
-    for name, objects in found.items():
+    for name, objects in detected.items():
         sure = sorted((o for o in objects if o.score > threshold), key=lambda o: -o.score)[:MAX_OBJECTS]
         if sure:
             kept[name] = sure
@@ -49,10 +53,10 @@ def keep(found: Objects, tag: str) -> dict[str, list[Detection]]:
 def relative_position(
     box: Sequence[float], other: Sequence[float], threshold: float = POSITION_THRESHOLD
 ) -> frozenset[str]:
-    """Where a box lies as seen from another: "left of" or "right of", "above" or "below", two of them, or none.
+    """Return the position of a box relative to another: "left of" or "right of", "above" or "below", both, or none.
 
-    The distance of the centres, less `threshold` times both sizes, must be more than half of the distance along an
-    axis.
+    A direction counts if, along its axis, the distance of the centers minus `threshold` times both sizes is more than
+    half of the total distance.
     """
     offset, beyond = [], []
     for low, high in ((0, 2), (1, 3)):
@@ -69,28 +73,29 @@ def relative_position(
 
 
 def is_correct(objects: Objects, metadata: Mapping, classify: Classify) -> bool:
-    """Whether an image shows what its prompt asks for.
+    """Return whether an image shows what its prompt describes.
 
     Args:
-        objects: what is in the image and counts, the surest first.
-        metadata: the prompt's line of GenEval's `evaluation_metadata.jsonl`: "include" lists what must be there (class
-            and count, perhaps colour, perhaps position relative to an earlier one), "exclude" what must not.
-        classify: names colours.
+        objects: objects in the image that count, the most confident first.
+        metadata: the prompt's line of GenEval's `evaluation_metadata.jsonl`. "include" lists objects that must be in
+            the image (class, count, and optionally color and position relative to an earlier object), "exclude" those
+            that must not.
+        classify: names colors.
     """
     correct = True
     groups: list[Sequence[Detection] | None] = []
     for wanted in metadata.get("include", ()):
-        found = list(objects.get(wanted["class"], ()))[: wanted["count"]]
-        matched = len(found) >= wanted["count"]
+        chosen = list(objects.get(wanted["class"], ()))[: wanted["count"]]
+        matched = len(chosen) >= wanted["count"]
         if matched and "color" in wanted:
-            matched = list(classify(found, wanted["class"])).count(wanted["color"]) >= wanted["count"]
+            matched = list(classify(chosen, wanted["class"])).count(wanted["color"]) >= wanted["count"]
         if matched and "position" in wanted:
             relation, number = wanted["position"]
             others = groups[number]
             matched = others is not None and all(
-                relation in relative_position(one.box, other.box) for one in found for other in others
+                relation in relative_position(one.box, other.box) for one in chosen for other in others
             )
-        groups.append(found if matched else None)
+        groups.append(chosen if matched else None)
         correct = correct and matched
     for unwanted in metadata.get("exclude", ()):
         correct = correct and len(objects.get(unwanted["class"], ())) < unwanted["count"]
@@ -98,7 +103,7 @@ def is_correct(objects: Objects, metadata: Mapping, classify: Classify) -> bool:
 
 
 def summary(tags: Sequence[str], correct: Sequence[bool]) -> dict[str, float]:
-    """Share of correct images of each task, in the order in which the tasks come, and "overall": their mean."""
+    """Return the share of correct images of each task, in order of first appearance, and their mean as "overall"."""
     tasks = {tag: [c for t, c in zip(tags, correct, strict=True) if t == tag] for tag in dict.fromkeys(tags)}
     shares = {tag: sum(results) / len(results) for tag, results in tasks.items()}
     return {**shares, "overall": sum(shares.values()) / len(shares)}

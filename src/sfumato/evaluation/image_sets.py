@@ -1,65 +1,66 @@
-"""Sets of images in a fixed order, read or drawn a few at a time: memory does not grow with their number."""
+"""Sets of images in a fixed order, read or drawn in batches so that memory does not grow with the number of images."""
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
+from sfumato.data.pictures import to_pictures
 from sfumato.errors import UserError
-from sfumato.policy import LogitsFilter, Policy
-from sfumato.rollout import Conditions
+from sfumato.files import replacing
+from sfumato.policy import Policy
+from sfumato.request import Words
 
 
 @runtime_checkable
 class Images(Protocol):
-    """Images in [0, 1], multiples of 1/255, and what each should show."""
+    """Images in [0, 1], in multiples of 1/255, with a description of each."""
 
-    conditions: Conditions
-    """one an image; the name is "" where nothing is known"""
+    words: Words
+    """description of each image; the name is "" if unknown"""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: slice) -> Float[Tensor, "B 3 H W"]:
-        """The images with these numbers, on the CPU."""
+        """Return the images with these numbers, on the CPU."""
         ...
 
 
-def batches(images: Images, size: int) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Conditions]]:
-    """All images with their conditions, `size` at a time. A terminal shows how far they are."""
+def batches(images: Images, size: int) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Words]]:
+    """Yield all images with their descriptions, `size` at a time. On a terminal, show the progress."""
     starts, console = range(0, len(images), size), Console(stderr=True)
     for first in track(starts, "images", console=console, transient=True, disable=not console.is_terminal):
         part = slice(first, first + size)
-        yield images[part], images.conditions[part]
+        yield images[part], images.words[part]
 
 
 class StoredImages:
-    """Images of a folder, in the order of their paths. A sub-folder is a class by its name.
+    """Images of a folder, in the order of their paths. The name of a subfolder is a class.
 
     Args:
-        folder: where they are.
-        files: which; all that are there and below if not given.
+        folder: folder of the images.
+        files: files to use; all images in the folder and below if not given.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no images.
     """
 
     def __init__(self, folder: Path, files: Sequence[Path] | None = None):
         self.files = find_images(folder) if files is None else list(files)
         if not self.files:
-            raise UserError(f"target: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}; give another")
+            raise UserError(f"target: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {folder}; give another folder")
         classes = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in self.files]
         numbers = {name: number for number, name in enumerate(sorted(set(classes)))}
-        self.conditions = Conditions(
+        self.words = Words(
             labels=torch.tensor([numbers[name] for name in classes]),
             names=tuple(classes),
             captions=tuple(f"a photo of a {name}" if name else "" for name in classes),
@@ -75,7 +76,7 @@ class StoredImages:
 class ArrayImages:
     """The array `arr_0` of an .npz file, uint8 (N, H, W, 3), as guided-diffusion's evaluator reads it.
 
-    It is read from the file as it is needed, compressed or not.
+    Images are read from the file when they are needed, whether it is compressed or not.
 
     Raises:
         UserError: the file has no such array.
@@ -83,13 +84,16 @@ class ArrayImages:
 
     def __init__(self, path: Path):
         try:
-            self._stream = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 (for as long as the set lives)
-            self._shape = _read_header(self._stream)
+            with ExitStack() as opened:
+                archive = opened.enter_context(zipfile.ZipFile(path))
+                self._stream = opened.enter_context(archive.open("arr_0.npy"))
+                self._shape = _read_header(self._stream)
+                opened.pop_all()  # keep the file open as long as the set exists
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"target: {path} has no array arr_0 of uint8 (N, H, W, 3) ({error}); mend it") from error
+            raise UserError(f"target: {path} has no array arr_0 of uint8 (N, H, W, 3) ({error}); fix it") from error
         self._start = self._stream.tell()
         count = self._shape[0]
-        self.conditions = Conditions(labels=torch.zeros(count, dtype=torch.long), names=("",) * count)
+        self.words = Words(labels=torch.zeros(count, dtype=torch.long), names=("",) * count)
 
     def __len__(self) -> int:
         return self._shape[0]
@@ -113,37 +117,35 @@ def _read_header(stream) -> tuple[int, ...]:
 
 
 def by_number(number: int) -> str:
-    """Where a drawn image is kept, below the folder of all."""
+    """Return the path of a drawn image in the folder of the set."""
     return f"{number:06d}.png"
 
 
 class DrawnImages:
-    """Images of a policy, kept as PNG files: those that are there are not drawn again.
+    """Images that a policy draws, stored as PNG files; existing files are not drawn again.
 
-    An image's draw depends on its seed alone, so a set that was interrupted goes on as if it had not been.
+    An image depends only on its request and seed, so an interrupted set continues with the same images.
     """
 
     def __init__(
         self,
         policy: Policy,
-        conditions: Conditions,
+        words: Words,
         seeds: Int[Tensor, " B"],
         folder: Path,
-        filter: LogitsFilter | None = None,
         place: Callable[[int], str] = by_number,
     ):
-        """A set that is drawn when it is read.
+        """Create a set whose images are drawn when they are read.
 
         Args:
-            policy: what draws.
-            conditions: one an image.
-            seeds: one an image.
-            folder: where the images are kept.
-            filter: restricts what is drawn, as the family's own inference does.
-            place: path of the n-th image below the folder.
+            policy: policy that draws the images.
+            words: description of each image.
+            seeds: one seed per image.
+            folder: folder for the images.
+            place: returns the path of the n-th image in the folder.
         """
-        self.policy, self.conditions, self.seeds, self.filter = policy, conditions, seeds, filter
-        self.files = [folder / place(number) for number in range(len(conditions))]
+        self.policy, self.words, self.seeds = policy, words, seeds
+        self.files = [folder / place(number) for number in range(len(words))]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -152,19 +154,18 @@ class DrawnImages:
         missing = [n for n in range(len(self))[index] if not self.files[n].is_file()]
         if missing:
             numbers = torch.tensor(missing)
-            device = next(self.policy.generator.transformer.parameters()).device
-            wanted = self.conditions[numbers].to(device)
-            drawn = self.policy.draw(wanted, self.seeds[numbers], len(missing), self.filter)
+            request = self.policy.request(self.words[numbers])
+            drawn = self.policy.draw(request, self.seeds[numbers], len(missing))
             for number, image in zip(missing, drawn, strict=True):
                 write_image(self.files[number], image)
         return read_images(self.files[index])
 
 
 def read_images(files: Sequence[Path]) -> Float[Tensor, "B 3 H W"]:
-    """Images in [0, 1], transparent ones laid on white.
+    """Read images in [0, 1]; transparent areas become white.
 
     Raises:
-        UserError: a file is no image, or they are not all of one size.
+        UserError: a file is not an image, or the images differ in size.
     """
     images = [torch.from_numpy(np.array(read_rgb(file, "target"))).permute(2, 0, 1) for file in files]
     for file, image in zip(files, images, strict=True):
@@ -172,15 +173,13 @@ def read_images(files: Sequence[Path]) -> Float[Tensor, "B 3 H W"]:
             size, first = image.shape[1:], images[0].shape[1:]
             raise UserError(
                 f"target: {file} has {size[1]}×{size[0]} pixels, {files[0].name} has {first[1]}×{first[0]}; "
-                "make all of one size"
+                "give images of one size"
             )
     return torch.stack(images).float() / 255
 
 
 def write_image(path: Path, image: Float[Tensor, "3 H W"]) -> None:
-    """An image in [0, 1] as a PNG file that is complete or absent."""
-    pixels = (image.clamp(0, 1) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    """Write an image in [0, 1] as a PNG file; the file appears only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(pixels).save(temporary, format="png", compress_level=1)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        to_pictures(image[None])[0].save(temporary, format="png", compress_level=1)

@@ -1,7 +1,7 @@
-"""Inception-v3 as TensorFlow published it on 2015-12-05, which FID, sFID and Inception Score are defined by.
+"""Inception-v3 as published by TensorFlow on 2015-12-05, the network that defines FID, sFID and the Inception Score.
 
-The names of the layers are those of `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid, torch-fidelity), whose weights
-load strictly.
+The layers have the names of `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid, torch-fidelity), whose weights load
+strictly.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SIDE = 299
-"""pixels that the network reads"""
+"""Side in pixels of the network's input."""
 CLASSES = 1008
-"""outputs: ImageNet's thousand and some that are unused"""
+"""Number of outputs: ImageNet's 1000 classes and a few unused ones."""
 WEIGHTS = "toshas/torch-fidelity/weights-inception-2015-12-05-6726825d.pth"
 
 
 class Convolution(nn.Module):
-    """Convolution, batch norm, ReLU."""
+    """Convolution, batch norm and ReLU."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class Convolution(nn.Module):
 
 
 Layer = tuple[str, int, int | tuple[int, int]]
-"""name, channels out, kernel; padded to keep the size"""
+"""Name, output channels and kernel size; the input is padded to keep its size."""
 
 
 class Mixed(nn.Module):
-    """Branches side by side, their channels one after another.
+    """Parallel branches whose output channels are concatenated.
 
-    A branch is a chain of layers. The last of a branch may be a pair of layers that both read the one before.
+    A branch is a chain of layers. Its last element may be a pair of layers that both read the previous layer.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Mixed(nn.Module):
         pool: Literal["average", "maximum", "halve"],
         pooled: int = 0,
     ):
-        """A block.
+        """Create a block.
 
         Args:
-            inputs: channels in.
+            inputs: number of input channels.
             branches: chains of layers.
-            pool: what the last branch is: an average or maximum over 3 × 3 followed by a 1 × 1 convolution, or the
-                maximum alone at every second place; the last layer of every branch then halves the size too.
-            pooled: channels of that convolution.
+            pool: type of the last branch: an average or maximum over 3 × 3 followed by a 1 × 1 convolution, or
+                ("halve") the maximum alone with stride 2; the last layer of every branch then has stride 2 as well.
+            pooled: number of output channels of that convolution.
         """
         super().__init__()
         self.pool = pool
@@ -91,7 +91,7 @@ class Mixed(nn.Module):
             outputs.append(y)
         if self.pool == "halve":
             outputs.append(F.max_pool2d(x, 3, stride=2))
-        elif self.pool == "maximum":  # so in the last block of the published graph
+        elif self.pool == "maximum":  # as in the last block of the published graph
             outputs.append(self.branch_pool(F.max_pool2d(x, 3, stride=1, padding=1)))
         else:
             outputs.append(self.branch_pool(F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)))
@@ -138,7 +138,7 @@ def _mixed_8(inputs: int, pool: Literal["average", "maximum"]) -> Mixed:
 
 
 class Inception(nn.Module):
-    """The network: images in [0, 1] in; pooled and spatial features and logits out."""
+    """The network. It maps images in [0, 1] to pooled and spatial features and logits."""
 
     def __init__(self):
         super().__init__()
@@ -168,8 +168,9 @@ class Inception(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"]
     ) -> tuple[Float[Tensor, "B 2048"], Float[Tensor, "B 2023"], Float[Tensor, "B 1008"]]:
-        """Pooled features; sFID's spatial ones, the first 7 channels of `mixed_6/conv` (Nash et al. 2021), 17 × 17
-        each; and logits without the bias, which the Inception Score of the original code leaves out too."""
+        """Return pooled features; the spatial features of sFID, which are the first 7 channels of `mixed_6/conv`
+        (Nash et al. 2021) with 17 × 17 positions each; and logits without the bias, which the original code of the
+        Inception Score omits as well."""
         x = resize_as_tensorflow(images.mul(255).round(), SIDE)
         x = (x - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -179,12 +180,12 @@ class Inception(nn.Module):
         spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :7]
         x = self.Mixed_7a(self.Mixed_6e(self.Mixed_6d(x)))
         pooled = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))
-        spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # the channels last, as in published moments
+        spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # channels last, as in published moments
         return pooled, spatial, pooled @ self.fc.weight.T
 
 
 def resize_as_tensorflow(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
-    """Bilinear without half-pixel centres and without antialiasing: `tf.image.resize_bilinear` of TensorFlow 1."""
+    """Resize bilinearly without half-pixel centers or antialiasing, like `tf.image.resize_bilinear` of TensorFlow 1."""
     for axis in (2, 3):
         size = images.shape[axis]
         places = torch.arange(side, device=images.device) * (size / side)

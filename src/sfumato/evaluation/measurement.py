@@ -1,4 +1,4 @@
-"""What a suite finds of one target, and how sure it is."""
+"""The measurement of one target by a suite, with confidence intervals."""
 
 import json
 import math
@@ -11,35 +11,35 @@ import numpy as np
 from sfumato.files import write_text
 
 RESAMPLES = 1000
-"""of a bootstrap"""
+"""Number of resamples of a bootstrap."""
 LEVEL = 0.95
-"""probability of a confidence interval"""
+"""Probability of a confidence interval."""
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number; where it is a mean over images (or classes, or prompts), also what it is the mean of."""
+    """A number; if it is a mean over images (or classes, or prompts), also the values of which it is the mean."""
 
     value: float
     parts: tuple[float, ...] = ()
-    """NaN is "no score" and is left out"""
+    """values of which the number is the mean; NaN means "no score" and is left out"""
 
     @staticmethod
     def mean(parts: Sequence[float]) -> "Figure":
-        """The mean of what has a score; NaN if nothing has."""
+        """Return the mean of the parts that have a score; NaN if none has."""
         known = [part for part in parts if not math.isnan(part)]
         return Figure(math.fsum(known) / len(known) if known else math.nan, tuple(parts))
 
     def interval(self) -> Interval | None:
-        """Percentile bootstrap over the parts, with a fixed seed; None where there are fewer than two."""
+        """Return the percentile bootstrap interval over the parts, with a fixed seed; None for fewer than two parts."""
         return bootstrap(self.parts)
 
     def difference(self, first: "Figure") -> tuple[float, Interval | None]:
-        """How much more this is than the first, and the interval.
+        """Return the difference of this figure to the first, and its interval.
 
-        Where there are equally many parts they are taken in pairs (the same seeds and conditions), so that what lacks a
-        score on one side counts on neither.
+        If both have the same number of parts, the parts are paired (same seeds and conditions), so that a part without
+        a score on one side counts on neither.
         """
         if self.parts and len(self.parts) == len(first.parts):
             pairs = Figure.mean(np.subtract(self.parts, first.parts).tolist())
@@ -52,8 +52,8 @@ Measurement = Mapping[str, Figure]
 
 
 def bootstrap(parts: Sequence[float] | np.ndarray, minus: Sequence[float] | np.ndarray = ()) -> Interval | None:
-    """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993, ch. 13), or of a difference of two means
-    of independent parts. NaN parts are left out; None where there are fewer than two."""
+    """Return the percentile bootstrap interval of a mean (Efron & Tibshirani 1993, ch. 13), or of the difference of two
+    means of independent parts. NaN parts are left out; the result is None if fewer than two remain."""
     samples = [np.asarray(p, dtype=np.float64) for p in ((parts, minus) if len(minus) else (parts,))]
     samples = [s[~np.isnan(s)] for s in samples]
     if any(len(s) < 2 for s in samples):
@@ -66,12 +66,12 @@ def bootstrap(parts: Sequence[float] | np.ndarray, minus: Sequence[float] | np.n
 
 
 def write_measurement(path: Path, measurement: Measurement) -> None:
-    """All figures with their parts, as JSON."""
+    """Write all figures with their parts as JSON."""
     figures = {name: {"value": figure.value, "parts": figure.parts} for name, figure in measurement.items()}
     write_text(path, json.dumps(figures) + "\n")
 
 
 def read_measurement(path: Path) -> Measurement:
-    """What `write_measurement` wrote."""
+    """Read a file that `write_measurement` wrote."""
     figures = json.loads(path.read_text())
     return {name: Figure(figure["value"], tuple(figure["parts"])) for name, figure in figures.items()}

@@ -10,22 +10,23 @@ from matplotlib.figure import Figure as Plot
 from sfumato.evaluation.measurement import Figure, Measurement
 
 COLUMNS = 3
-"""panels a row"""
+"""Number of panels per row."""
 
 
 def plot_sweep(swept: Mapping[str, Mapping[float, Measurement]], axis_label: str, path: Path) -> None:
-    """Every figure against what was varied, a panel a figure and a line a target, with 95 % intervals; as PNG.
+    """Plot every figure against the varied setting as PNG: one panel per figure, one line per target, with 95 %
+    intervals.
 
     Args:
-        swept: by target, then by the value that was set.
-        axis_label: what was varied.
-        path: of the .png file.
+        swept: measurements by target, then by the value of the setting.
+        axis_label: name of the setting.
+        path: path of the .png file.
     """
-    names = list(dict.fromkeys(name for by_value in swept.values() for found in by_value.values() for name in found))
+    names = list(dict.fromkeys(n for by_value in swept.values() for measured in by_value.values() for n in measured))
     plot, axes = panels(names)
     for name, axis in zip(names, axes, strict=True):
         for target, by_value in swept.items():
-            points = {value: found[name] for value, found in sorted(by_value.items()) if name in found}
+            points = {value: measured[name] for value, measured in sorted(by_value.items()) if name in measured}
             draw_line(axis, points, target)
         axis.set_xlabel(axis_label)
     axes[0].legend()
@@ -33,7 +34,7 @@ def plot_sweep(swept: Mapping[str, Mapping[float, Measurement]], axis_label: str
 
 
 def panels(titles: Sequence[str]) -> tuple[Plot, list[Axes]]:
-    """An empty plot with a panel a title, row by row; four make a square."""
+    """Create an empty plot with one panel per title, row by row; four panels form a square."""
     columns = 2 if len(titles) == 4 else min(COLUMNS, len(titles))
     rows = -(-len(titles) // columns)
     plot = Plot(figsize=(4.4 * columns, 3.4 * rows), layout="constrained")
@@ -45,10 +46,10 @@ def panels(titles: Sequence[str]) -> tuple[Plot, list[Axes]]:
     return plot, axes
 
 
-def draw_line(axis: Axes, points: Mapping[float, Figure], label: str, colour: str | None = None) -> None:
-    """Figures against what was varied, with their intervals where they have them."""
+def draw_line(axis: Axes, points: Mapping[float, Figure], label: str, color: str | None = None) -> None:
+    """Draw figures against the varied setting, with intervals where available."""
     values = [figure.value for figure in points.values()]
-    (line,) = axis.plot(list(points), values, marker="o", label=_plain(label), color=colour)
+    (line,) = axis.plot(list(points), values, marker="o", label=_plain(label), color=color)
     known = {value: ends for value, figure in points.items() if (ends := figure.interval()) is not None}
     if known:
         low, high = zip(*known.values(), strict=True)
@@ -56,5 +57,5 @@ def draw_line(axis: Axes, points: Mapping[float, Figure], label: str, colour: st
 
 
 def _plain(text: str) -> str:
-    """Without matplotlib's mathematics, which dollars begin."""
+    """Escape dollars, which begin matplotlib's math mode."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Classifiers that say whether an image shows its class."""
+"""Classifiers that check whether an image shows its class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from sfumato.emoji.judges import load_classifier
 from sfumato.evaluation.class_accuracy import at_emoji_size
 from sfumato.rewards import classifier as imagenet
 
-Recogniser = Literal["emoji", "resnet50", "efficientnet-lite0"]
+Recognizer = Literal["emoji", "resnet50", "efficientnet-lite0"]
 
 
 @dataclass(frozen=True)
 class Recognition:
-    """A classifier, ready."""
+    """A classifier, ready to use."""
 
     class_names: tuple[str, ...]
     logits: Callable[[Float[Tensor, "B 3 H W"]], Float[Tensor, "B K"]]
-    """of images in [0, 1], on any device"""
+    """computes logits of images in [0, 1], on any device"""
 
 
-def load_recogniser(name: Recogniser, device: torch.device) -> Recognition:
-    """The bundled classifier of emoji, torchvision's ResNet50 IMAGENET1K_V2, or EfficientNet-Lite0.
+def load_recognizer(name: Recognizer, device: torch.device) -> Recognition:
+    """Load the bundled classifier of emoji, torchvision's ResNet50 IMAGENET1K_V2, or EfficientNet-Lite0.
 
     Raises:
         UserError: a package or weights are missing.

@@ -1,4 +1,4 @@
-"""Measurements of several targets side by side: JSON, Markdown and LaTeX."""
+"""Tables that compare the measurements of several targets: JSON, Markdown and LaTeX."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from sfumato.evaluation.measurement import Interval, Measurement
 from sfumato.files import finite
 
 Results = Mapping[str, Measurement]
-"""Measurements by target; the first is what the others are compared with."""
+"""Measurements by target; the others are compared with the first."""
 
 
 def metrics(results: Results) -> list[str]:
-    """Names of all figures, in their order."""
+    """Return the names of all figures, in their order."""
     return list(dict.fromkeys(name for measurement in results.values() for name in measurement))
 
 
 def to_json(results: Results) -> str:
-    """Values, intervals, and differences to the first target."""
+    """Return values, intervals and differences to the first target as JSON."""
     first = next(iter(results.values()))
     table = {}
     for target, measurement in results.items():
@@ -30,14 +30,15 @@ def to_json(results: Results) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """A line a figure, a column a target; after each but the first its difference to the first."""
+    """Return a Markdown table with one row per figure and one column per target; every target after the first has a
+    second column with its difference to the first."""
     header, *rows = _table(results)
     rows = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def to_latex(results: Results) -> str:
-    """The same as a `tabular` with booktabs' rules."""
+    """Return the same table as a `tabular` with the rules of booktabs."""
     header, *rows = _table(results)
     lines = [" & ".join(map(_escape, header)), *(" & ".join([_escape(r[0]), *map(_signed, r[1:])]) for r in rows)]
     lines = [rf"{line} \\" for line in lines]
@@ -46,7 +47,8 @@ def to_latex(results: Results) -> str:
 
 
 def _table(results: Results) -> list[list[str]]:
-    """The header and a row a figure, in words: value [interval], and difference [interval] to the first target."""
+    """Return the header and one row per figure as text: value [interval], and difference [interval] to the first
+    target."""
     first, *others = results
     header = ["", first]
     for other in others:
@@ -55,7 +57,7 @@ def _table(results: Results) -> list[list[str]]:
 
 
 def _cells(results: Results, name: str) -> list[str]:
-    """The row of a figure; empty where a target has none."""
+    """Return the cells of a figure; they are empty for targets without it."""
     first, *others = (measurement.get(name) for measurement in results.values())
     cells = ["" if first is None else with_interval(number(first.value), first.interval())]
     for figure in others:
@@ -69,18 +71,18 @@ def _cells(results: Results, name: str) -> list[str]:
 
 
 def number(value: float, sign: str = "") -> str:
-    """With four significant digits or three decimals, whichever is shorter."""
+    """Format a number with four significant digits or three decimals, whichever is shorter."""
     decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
     return f"{value:{sign}.{decimals}f}"
 
 
 def with_interval(text: str, interval: Interval | None) -> str:
-    """`value [low, high]`."""
+    """Format `value [low, high]`."""
     return text if interval is None else f"{text} [{number(interval[0])}, {number(interval[1])}]"
 
 
 def _signed(text: str) -> str:
-    """Numbers with a minus rather than a hyphen."""
+    """Escape text for LaTeX, with minus signs in place of hyphens."""
     return _escape(text).replace("-", "$-$")
 
 

@@ -1,7 +1,7 @@
-"""What is evaluated: a model, which draws with fixed seeds, or images that are there."""
+"""Targets of an evaluation: a model, which draws with fixed seeds, or existing images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,61 +9,64 @@ import torch
 from sfumato.data.images import find_images
 from sfumato.errors import UserError
 from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, Images, StoredImages, by_number
-from sfumato.families.library import find_model, load, locate
-from sfumato.families.releases import RELEASES
+from sfumato.evaluation.named_files import TEXT_ENCODER
+from sfumato.families.library import find_model, load_generator, locate, releases
 from sfumato.files import state
-from sfumato.policy import Generator, LogitsFilter, Policy, drawing_policy
-from sfumato.rollout import Conditions
-from sfumato.settings import InferenceOptions
+from sfumato.plugins import is_path
+from sfumato.policy import Generator, Policy
+from sfumato.request import Words
+from sfumato.settings import SettingsOptions
+from sfumato.text.reader import ReadsCaptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing(InferenceOptions):
-    """How models draw what is evaluated: the same for all targets, but for what each model has settings of its own."""
+class Drawing(SettingsOptions):
+    """How models draw the images of an evaluation. It is the same for all targets, except that each model keeps its own
+    sampling settings unless they are overridden."""
 
     seed: int = 0
-    """the n-th image has seed + n"""
+    """seed of the first image; the n-th image has seed + n"""
     batch_size: int = 64
-    """images that are drawn and measured at once"""
+    """number of images that are drawn and measured at once"""
     weights: Path | None = None
-    """file of a released transformer"""
+    """file with a released transformer"""
     tokenizer: Path | None = None
-    """file of a released tokenizer"""
-    text_encoder: str | None = None
-    """hub id or folder of the text encoder, if not the model's own"""
+    """file with a released tokenizer"""
+    text_encoder: str | None = field(default=None, metadata=TEXT_ENCODER)
+    """hub id or folder of a text encoder other than the model's own"""
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size: {self.batch_size} is too small; give at least 1")
         if self.seed < 0:
-            raise UserError(f"seed: {self.seed} is negative; give a number from 0 up")
+            raise UserError(f"seed: {self.seed} is negative; give 0 or more")
         super().__post_init__()
 
 
 PLAIN = Drawing(guidance=0.0, temperature=1.0, top_k=0, top_p=0.0)
-"""Draws from the distribution itself."""
+"""Sampling from the unmodified distribution."""
 
-Ask = Callable[[Generator, Drawing], Conditions]
-"""What a generator is asked to draw: one condition an image, on the CPU."""
+Ask = Callable[[Generator], Words]
+"""Returns the words of all images to draw with a generator."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is evaluated, by name or path, and where what is made of it is kept."""
+    """A target of an evaluation, by name or path, and the folder for its images and measurement."""
 
     name: str
-    """run folder, checkpoint, bundled or released model; or a folder of images, or an .npz file"""
+    """run folder, checkpoint, or bundled or released model; or a folder of images, or an .npz file"""
     folder: Path
-    """of this target alone"""
+    """folder for this target only"""
     device: torch.device
 
     @property
     def has_images(self) -> bool:
-        """Whether it is images rather than a model."""
+        """Whether the target is a set of images rather than a model."""
         path = Path(self.name)
         if path.suffix.lower() == ".npz":
             return True
-        if self.name in RELEASES or not path.is_dir():
+        if self.name in releases() or not path.is_dir():
             return False
         try:
             find_model(path)
@@ -72,49 +75,56 @@ class Target:
         return False
 
     def identity(self) -> str:
-        """What changes when the target does: paths, sizes and times of the files that hold it (those of a released
+        """Return a text that changes when the target does: paths, sizes and times of its files (the files of a released
         model are options of the suite).
 
         Raises:
-            UserError: there is no such target.
+            UserError: the target does not exist.
         """
-        if self.name in RELEASES:
+        if self.name in releases():
             return self.name
         if Path(self.name).suffix.lower() == ".npz" and not Path(self.name).is_file():
             raise UserError(f"target: {self.name} is not a file; give a model, a folder of images or an .npz file")
         path = Path(self.name)
+        if is_path(self.name):
+            file = Path(self.name.rpartition(":")[0])
+            if not file.is_file():
+                raise UserError(f"target: {file} is not a file; give path/to/family.py:build")
+            return f"{self.name} {state(file)}"
         if self.has_images and path.is_dir():
             return state(path)
-        parts = ("transformer.safetensors", "config.json")  # the config has the settings that images are drawn with
+        parts = ("transformer.safetensors", "config.json")  # the config contains the sampling settings
         files = [path] if self.has_images else [locate(self.name) / part for part in parts]
         return " ".join(map(state, files))
 
-    def policy(self, drawing: Drawing) -> tuple[Policy, LogitsFilter]:
-        """The model, ready to draw, and its filter.
+    def policy(self, drawing: Drawing) -> Policy:
+        """Load the model as a policy.
 
         Raises:
-            UserError: the target is images, or a model that cannot be loaded.
+            UserError: the target is a set of images, or a model that cannot be loaded.
         """
         if self.has_images:
-            raise UserError(f"target: {self.name} is images, and this suite asks a model; give a model")
-        weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in RELEASES else (None, None)
-        generator = load(self.name, weights=weights, tokenizer=tokenizer, device=self.device).generator
-        return drawing_policy(generator, drawing.inference(generator.inference))
+            raise UserError(f"target: {self.name} is a set of images, and this suite needs a model; give a model")
+        weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in releases() else (None, None)
+        generator = load_generator(self.name, weights=weights, tokenizer=tokenizer, device=self.device)
+        if drawing.text_encoder is not None and isinstance(generator, ReadsCaptions):
+            generator.reader.use(drawing.text_encoder)
+        return Policy(generator, drawing.settings(generator.card.settings))
 
     def images(self, drawing: Drawing, ask: Ask, place: Callable[[int], str] = by_number) -> Images:
-        """The images that are there, or those that the model draws of what it is asked.
+        """Return the existing images, or those that the model draws.
 
         Args:
             drawing: how a model draws.
-            ask: what a model is asked for.
-            place: path of the n-th drawn image below the target's `images`.
+            ask: returns the words of the images to draw.
+            place: returns the path of the n-th drawn image in the target's folder `images`.
 
         Raises:
-            UserError: the target cannot be read, or does not know what it is asked for.
+            UserError: the target cannot be read, or cannot draw the requested images.
         """
         if self.has_images:
             return ArrayImages(Path(self.name)) if Path(self.name).is_file() else StoredImages(Path(self.name))
-        policy, keep = self.policy(drawing)
-        conditions = ask(policy.generator, drawing)
-        seeds = torch.arange(drawing.seed, drawing.seed + len(conditions))
-        return DrawnImages(policy, conditions, seeds, self.folder / "images", keep, place)
+        policy = self.policy(drawing)
+        words = ask(policy.generator)
+        seeds = torch.arange(drawing.seed, drawing.seed + len(words))
+        return DrawnImages(policy, words, seeds, self.folder / "images", place)

@@ -1,39 +1,52 @@
-"""The experiments of both papers, by name: `sfumato reproduce NAME`."""
+"""The experiments of both papers by name, for `sfumato reproduce NAME`. Listing them loads nothing else."""
 
-from collections.abc import Callable, Mapping
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sfumato.experiments import next_scale, next_token
-from sfumato.experiments.experiment import Experiment
+if TYPE_CHECKING:
+    from sfumato.experiments.experiment import Experiment
 
 ScaleName = Literal["emoji", "full"]
-Build = Callable[[ScaleName, Path | None], Experiment]
-"""An experiment at a scale; the path is that of real images, which only Table 2 needs"""
 
 
-def _next_scale(build: Callable[[next_scale.Scale], Experiment]) -> Build:
-    return lambda scale, reference: build(next_scale.SCALES[scale])
+@dataclass(frozen=True)
+class Listed:
+    """A reference to an experiment, which is imported only when it is built."""
+
+    help: str
+    """description in one line"""
+    module: str
+    """name of a module in this package"""
+    function: str
+    """name of the function in the module that builds the experiment"""
+    needs_reference: bool = False
+    """whether the experiment compares with real images"""
+
+    def build(self, scale: ScaleName, reference: Path | None) -> "Experiment":
+        """Build the experiment at a scale; `reference` is the path of real images."""
+        module = importlib.import_module(f"{__name__}.{self.module}")
+        arguments = (module.SCALES[scale], reference) if self.needs_reference else (module.SCALES[scale],)
+        return getattr(module, self.function)(*arguments)
 
 
-def _next_token(build: Callable[[next_token.Scale], Experiment]) -> Build:
-    return lambda scale, reference: build(next_token.SCALES[scale])
-
-
-EXPERIMENTS: Mapping[str, tuple[str, Build]] = {
-    "var-brightness": ("Figures 2 and 3: dark and bright pictures", _next_scale(next_scale.brightness)),
-    "var-aesthetic": ("Figure 4, Table 1: looks, seen and unseen classes", _next_scale(next_scale.aesthetic)),
-    "var-prompt": ("Figure 6: a prompt as the reward", _next_scale(next_scale.prompt)),
-    "var-kl": ("Figure 7: the weight of the KL penalty", _next_scale(next_scale.kl)),
-    "var-group-size": ("Figure 8: group size under a fixed budget", _next_scale(next_scale.group_size)),
-    "ar-grpo-quality": (
+EXPERIMENTS: dict[str, Listed] = {
+    "var-brightness": Listed("Figures 2 and 3: dark and bright pictures", "next_scale", "brightness"),
+    "var-aesthetic": Listed("Figure 4 and Table 1: aesthetics, seen and unseen classes", "next_scale", "aesthetic"),
+    "var-prompt": Listed("Figure 6: a prompt as the reward", "next_scale", "prompt"),
+    "var-kl": Listed("Figure 7: the weight of the KL penalty", "next_scale", "kl"),
+    "var-group-size": Listed("Figure 8: group size under a fixed budget", "next_scale", "group_size"),
+    "ar-grpo-quality": Listed(
         "Table 2: Inception Score, FID, sFID, precision, recall (needs --reference)",
-        lambda scale, reference: next_token.quality(next_token.SCALES[scale], reference),
+        "next_token",
+        "quality",
+        needs_reference=True,
     ),
-    "ar-grpo-entropy": ("Figures 3 and 4: the entropy falls", _next_token(next_token.entropy)),
-    "ar-grpo-kl": ("Table 5: the weight of the KL penalty", _next_token(next_token.kl)),
-    "ar-grpo-rewards": ("Tables 6 to 8: which rewards", _next_token(next_token.rewards)),
-    "ar-grpo-hacking": ("Figure 5: reward curves and late hacking", _next_token(next_token.hacking)),
-    "ar-grpo-guidance": ("Figure 6: guidance in training and at inference", _next_token(next_token.guidance)),
+    "ar-grpo-entropy": Listed("Figures 3 and 4: entropy falls in training", "next_token", "entropy"),
+    "ar-grpo-kl": Listed("Table 5: the weight of the KL penalty", "next_token", "kl"),
+    "ar-grpo-rewards": Listed("Tables 6 to 8: choice of rewards", "next_token", "rewards"),
+    "ar-grpo-hacking": Listed("Figure 5: reward curves and late reward hacking", "next_token", "hacking"),
+    "ar-grpo-guidance": Listed("Figure 6: guidance in training and at inference", "next_token", "guidance"),
 }
-"""Experiments by name, each with one line of help: `var-` of the first paper, `ar-grpo-` of the second."""
+"""Experiments by name: `var-` for the first paper, `ar-grpo-` for the second."""

@@ -1,11 +1,12 @@
 """The experiments of Gallici & Sáez de Ocáriz Borde (2025): VAR, one reward at a time.
 
-At emoji scale the bundled `emoji-var` stands for VAR, colourfulness for the aesthetic predictor, and the bundled
-image-text model with the prompt "on a blue background" for CLIP with the prompt "a painting".
+At emoji scale, the bundled `emoji-var` replaces VAR, colorfulness replaces the aesthetic predictor, and the bundled
+image-text model with the prompt "on a blue background" replaces CLIP with the prompt "a painting".
 """
 
 from dataclasses import asdict, dataclass, replace
 
+from sfumato.engine.engine_config import EngineConfig
 from sfumato.evaluation.suites import AnySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
@@ -25,42 +26,41 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
-from sfumato.families.releases import RELEASES
+from sfumato.families import releases
 from sfumato.recipes.emoji import emoji_colorful
 from sfumato.recipes.var import var_recipe
-from sfumato.training.config import GRPOConfig
+from sfumato.training.train_config import TrainConfig
 
 PAPER = "Gallici & Sáez de Ocáriz Borde 2025"
 AS_TRAINED = replace(PLAIN, temperature=0.7)
-"""images drawn as in training"""
-AS_PUBLISHED = Drawing(**asdict(RELEASES["var-d16"].inference))
-"""VAR's inference settings"""
+"""The sampling settings of training."""
+AS_PUBLISHED = Drawing(**asdict(releases()["var-d16"][1].settings))
+"""VAR's inference settings."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The same experiment on another model: what stands for what."""
+    """The model, rewards and suites of the experiments at one scale."""
 
-    run: GRPOConfig
+    run: TrainConfig
     dark: str
     bright: str
     aesthetic: str
     prompt: str
     seen: str
-    """classes that are trained on where unseen ones are measured"""
+    """classes to train on in the experiment that also measures unseen classes"""
     accuracy: Alignment
-    """draws as training does"""
+    """suite for accuracy, with the sampling settings of training"""
     diversity: Diversity
+    """suite for diversity, with the sampling settings of training"""
 
 
 EMOJI = Scale(
     run=replace(
         emoji_colorful(),
+        engine=EngineConfig(learning_rate=3e-4, final_learning_rate=1e-4, warmup_steps=3),
         steps=30,
-        labels_per_step=4,
-        learning_rate=3e-4,
-        final_learning_rate=1e-4,
-        warmup_steps=3,
+        groups_per_step=4,
         eval_images=0,
     ),
     dark="dark",
@@ -72,7 +72,7 @@ EMOJI = Scale(
     diversity=Diversity(per_class=4, classes=("0-63",), drawing=AS_TRAINED),
 )
 FULL = Scale(
-    run=replace(var_recipe(16, "colorful"), eval_images=0),
+    run=replace(var_recipe(16, "colorfulness"), eval_images=0),
     dark="darkness",
     bright="brightness",
     aesthetic="aesthetic",
@@ -84,8 +84,8 @@ FULL = Scale(
 SCALES = {"emoji": EMOJI, "full": FULL}
 
 
-def _rewarded(scale: Scale, *rewards: str, logged: tuple[str, ...] = ()) -> GRPOConfig:
-    """The scale's run with these rewards; others are only logged."""
+def _rewarded(scale: Scale, *rewards: str, logged: tuple[str, ...] = ()) -> TrainConfig:
+    """Return the scale's run with these rewards; those in `logged` have weight 0."""
     return replace(scale.run, reward={**dict.fromkeys(logged, 0.0), **dict.fromkeys(rewards, 1.0)})
 
 
@@ -97,7 +97,7 @@ def brightness(scale: Scale) -> Experiment:
     return Experiment(
         title="Dark and bright pictures",
         source=f"{PAPER}, Figures 2 and 3",
-        about="The simplest rewards: dark pictures, and bright ones, of a model that draws all shades.",
+        about="The simplest rewards: dark pictures and bright pictures, from a model that draws all shades.",
         runs={
             "dark": _rewarded(scale, scale.dark, logged=("brightness",)),
             "bright": _rewarded(scale, scale.bright, logged=("brightness",)),
@@ -111,10 +111,10 @@ def brightness(scale: Scale) -> Experiment:
             Bars("alignment", "top-1", "top-1 accuracy"),
         ),
         claims=(
-            Claim("the reward for dark pictures is learnt", rises("alignment", "dark", scale.dark)),
-            Claim("the reward for bright pictures is learnt", rises("alignment", "bright", scale.bright)),
+            Claim("the reward for dark pictures is learned", rises("alignment", "dark", scale.dark)),
+            Claim("the reward for bright pictures is learned", rises("alignment", "bright", scale.bright)),
             Claim(
-                "the pictures still show their class (top-1 loses at most 0.1)",
+                "the pictures still show their class (top-1 falls by at most 0.1)",
                 all_of(
                     kept("alignment", "dark", "top-1", within=0.1), kept("alignment", "bright", "top-1", within=0.1)
                 ),
@@ -124,7 +124,7 @@ def brightness(scale: Scale) -> Experiment:
 
 
 def aesthetic(scale: Scale) -> Experiment:
-    """Figure 4 and Table 1: trained on half of the classes."""
+    """Figure 4 and Table 1, trained on half of the classes."""
     suite = Alignment(
         rewards=(scale.aesthetic,),
         classifier=scale.accuracy.classifier,
@@ -134,10 +134,10 @@ def aesthetic(scale: Scale) -> Experiment:
     )
     name = scale.aesthetic
     return Experiment(
-        title="A reward for looks, and classes that were not trained on",
+        title="A reward for aesthetics, on seen and unseen classes",
         source=f"{PAPER}, Figure 4 and Table 1",
-        about=f"Trained with the reward `{name}` on the classes {scale.seen} alone; measured on all classes with the "
-        "inference settings of the model's authors (guidance 1.5, top-k 900, top-p 0.96).",
+        about=f"Trained with the reward `{name}` on the classes {scale.seen} only, and measured on all classes with "
+        "the inference settings of the model's authors (guidance 1.5, top-k 900, top-p 0.96).",
         runs={"trained": replace(_rewarded(scale, name), classes=(scale.seen,))},
         suites={"table 1": suite},
         panels=(
@@ -150,8 +150,8 @@ def aesthetic(scale: Scale) -> Experiment:
         ),
         claims=(
             Claim("the reward rises for seen classes", rises("table 1", "trained", f"{name}, seen classes")),
-            Claim("it rises for unseen classes too", rises("table 1", "trained", f"{name}, unseen classes")),
-            Claim("accuracy is kept (top-1 loses at most 0.05)", kept("table 1", "trained", "top-1", within=0.05)),
+            Claim("the reward rises for unseen classes too", rises("table 1", "trained", f"{name}, unseen classes")),
+            Claim("accuracy is kept (top-1 falls by at most 0.05)", kept("table 1", "trained", "top-1", within=0.05)),
         ),
     )
 
@@ -162,32 +162,32 @@ def prompt(scale: Scale) -> Experiment:
     return Experiment(
         title="A prompt as the reward, alone and with a second reward",
         source=f"{PAPER}, Figure 6",
-        about=f"The reward `{scale.prompt}` asks every class for one thing that its name does not say; "
-        f"`{scale.aesthetic}` is the second reward.",
+        about=f"The reward `{scale.prompt}` favors the same property for every class, one that class names do not "
+        f"mention. `{scale.aesthetic}` is the second reward.",
         runs={
             "prompt": _rewarded(scale, scale.prompt, logged=(scale.aesthetic,)),
             "prompt and looks": _rewarded(scale, scale.prompt, scale.aesthetic),
         },
         suites={"alignment": both},
         panels=(
-            Curve(f"reward/{scale.prompt}", "reward: the prompt"),
+            Curve(f"reward/{scale.prompt}", "reward: prompt"),
             Curve(f"reward/{scale.aesthetic}", f"reward: {scale.aesthetic}"),
             KL,
-            Bars("alignment", scale.prompt, "the prompt, fresh images"),
+            Bars("alignment", scale.prompt, "prompt, fresh images"),
             Bars("alignment", scale.aesthetic, f"{scale.aesthetic}, fresh images"),
             Bars("alignment", "top-1", "top-1 accuracy"),
         ),
         claims=(
-            Claim("the prompt alone is learnt", rises("alignment", "prompt", scale.prompt)),
+            Claim("the prompt alone is learned", rises("alignment", "prompt", scale.prompt)),
             Claim(
-                "both rewards together rise together",
+                "both rewards rise when they are trained together",
                 all_of(
                     rises("alignment", "prompt and looks", scale.prompt),
                     rises("alignment", "prompt and looks", scale.aesthetic),
                 ),
             ),
             Claim(
-                "the second reward ends higher where it is asked for",
+                "the second reward ends higher when it is part of training",
                 rises("alignment", "prompt and looks", scale.aesthetic, over="prompt"),
             ),
         ),
@@ -202,7 +202,7 @@ def kl(scale: Scale) -> Experiment:
     return Experiment(
         title="The weight of the KL penalty",
         source=f"{PAPER}, Figure 7",
-        about=f"The reward `{scale.aesthetic}` with the penalty β from none to strong.",
+        about=f"The reward `{scale.aesthetic}` with a KL penalty β from zero to strong.",
         runs=runs,
         suites={"alignment": replace(scale.accuracy, rewards=(scale.aesthetic,)), "diversity": scale.diversity},
         panels=(
@@ -211,17 +211,20 @@ def kl(scale: Scale) -> Experiment:
             ENTROPY,
             Bars("alignment", scale.aesthetic, f"{scale.aesthetic}, fresh images"),
             Bars("alignment", "top-1", "top-1 accuracy"),
-            Bars("diversity", "within-class distance", "distance within a class"),
+            Bars("diversity", "within-class distance", "within-class distance"),
         ),
         claims=(
             Claim(
-                "without the penalty the reward rises further",
+                "without the penalty, the reward rises further",
                 rises("alignment", free, scale.aesthetic, over=strong),
             ),
-            Claim("without it the policy goes further from the model", ends_higher(free, "kl", than=strong)),
-            Claim("and the pictures pay: accuracy ends lower", falls("alignment", free, "top-1", below=strong)),
             Claim(
-                "and images of one class are more alike",
+                "without the penalty, the policy moves further from the initial model",
+                ends_higher(free, "kl", than=strong),
+            ),
+            Claim("without the penalty, accuracy ends lower", falls("alignment", free, "top-1", below=strong)),
+            Claim(
+                "without the penalty, images of one class are more alike",
                 falls("diversity", free, "within-class distance", below=strong),
             ),
         ),
@@ -232,13 +235,13 @@ def group_size(scale: Scale) -> Experiment:
     """Figure 8."""
     images = scale.run.images_per_step
     runs = {
-        f"G {size}": replace(_rewarded(scale, scale.aesthetic), group_size=size, labels_per_step=images // size)
+        f"G {size}": replace(_rewarded(scale, scale.aesthetic), group_size=size, groups_per_step=images // size)
         for size in (4, 8, 16, 32)
     }
     return Experiment(
         title="Group size under a fixed budget",
         source=f"{PAPER}, Figure 8",
-        about=f"The reward `{scale.aesthetic}`; every run draws {images} images a step, in groups of G.",
+        about=f"The reward `{scale.aesthetic}`; every run draws {images} images per step, in groups of G.",
         runs=runs,
         suites={"alignment": replace(scale.accuracy, rewards=(scale.aesthetic,))},
         panels=(
@@ -250,7 +253,7 @@ def group_size(scale: Scale) -> Experiment:
         claims=(
             Claim("every group size learns", all_of(*(rises("alignment", run, scale.aesthetic) for run in runs))),
             Claim(
-                "larger groups learn more from the same number of images than the smallest",
+                "larger groups learn more than the smallest from the same number of images",
                 all_of(
                     rises("alignment", "G 16", scale.aesthetic, over="G 4"),
                     rises("alignment", "G 32", scale.aesthetic, over="G 4"),

@@ -1,9 +1,9 @@
-"""The experiments of AR-GRPO (Yuan et al., 2025): LlamaGen, guided, with several rewards at once.
+"""The experiments of AR-GRPO (Yuan et al., 2025): LlamaGen with guidance and several rewards at once.
 
-At emoji scale the bundled `emoji-llamagen` stands for LlamaGen, and three rewards that run anywhere for the paper's
-three kinds: the bundled image-text model for CLIP and HPSv2 (fidelity to the condition), colourfulness for MANIQA
-(quality), and a classifier other than the evaluation's for the vision-language judge (realism). Training and
-measurements are on 32 of the classes, but for Table 2, which is on all.
+At emoji scale, the bundled `emoji-llamagen` replaces LlamaGen, and three rewards that run on any machine replace the
+paper's three kinds: the bundled image-text model replaces CLIP and HPSv2 (fidelity to the condition), colorfulness
+replaces MANIQA (quality), and a classifier other than that of the evaluation replaces the vision-language judge
+(realism). Training and measurements use 32 of the classes, except that Table 2 is measured on all classes.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -30,47 +30,49 @@ from sfumato.experiments.experiment import (
     rises,
     with_kl,
 )
-from sfumato.families.releases import RELEASES
+from sfumato.families import read_card, releases
+from sfumato.objectives import GRPO
 from sfumato.recipes.emoji import emoji_llamagen_colorful
 from sfumato.recipes.llamagen import llamagen_recipe
-from sfumato.training.config import GRPOConfig
+from sfumato.training.train_config import TrainConfig
 
 PAPER = "Yuan et al. 2025 (AR-GRPO)"
 FIXED_ENTROPY = Curve("fixed/entropy", "entropy on the fixed set")
-AS_PUBLISHED = Drawing(**asdict(RELEASES["llamagen-b-256"].inference))
-"""the paper's inference settings"""
+AS_PUBLISHED = Drawing(**asdict(releases()["llamagen-b-256"][1].settings))
+"""The paper's inference settings."""
 AR_GRPO = "AR-GRPO"
-"""name of the run with the paper's reward and settings"""
+"""Name of the run with the paper's reward and settings."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The same experiment on another model: what stands for what."""
+    """The model, rewards and suites of the experiments at one scale."""
 
-    run: GRPOConfig
+    run: TrainConfig
     rewards: dict[str, dict[str, float]]
-    """the ablations A (fidelity), B (and quality), C (fidelity and realism), D (all three)"""
+    """rewards of the ablations A (fidelity), B (fidelity and quality), C (fidelity and realism) and D (all three)"""
     measured: tuple[str, str, str]
-    """a reward for each kind: fidelity, quality, realism"""
+    """one reward to measure of each kind: fidelity, quality, realism"""
     alignment: Alignment
     diversity: Diversity
     imagenet: ImageNet
     long: int
-    """steps after which hacking is looked for"""
+    """number of steps of the run that is checked for reward hacking"""
 
 
 FIDELITY, QUALITY, REALISM = "emoji-clip", "colorfulness", "classifier"
 CLASSES = tuple(str(label) for label in range(8, 512, 16))
-"""32 of the 512: in the few steps of a small run each comes up half a dozen times, so that it can be learnt"""
+"""32 of the 512 classes. In the few steps of a small run, each class is drawn about six times, so it can be learned."""
 _EMOJI_PARTS = {FIDELITY: 2.0, QUALITY: 2.0, REALISM: 0.1}
+_BASE = emoji_llamagen_colorful()
 EMOJI = Scale(
     run=replace(
-        emoji_llamagen_colorful(),
+        _BASE,
         classes=CLASSES,
+        engine=replace(_BASE.engine, warmup_steps=3),
         steps=24,
-        labels_per_step=8,
+        groups_per_step=8,
         minibatch_size=32,
-        warmup_steps=3,
         eval_images=0,
     ),
     rewards={
@@ -100,7 +102,7 @@ FULL = Scale(
 SCALES = {"emoji": EMOJI, "full": FULL}
 
 
-def _run(scale: Scale, letter: str = "D") -> GRPOConfig:
+def _run(scale: Scale, letter: str = "D") -> TrainConfig:
     return replace(scale.run, reward=scale.rewards[letter])
 
 
@@ -108,17 +110,17 @@ def quality(scale: Scale, reference: Path | None) -> Experiment:
     """Table 2."""
     names = ("Inception Score", "FID", "sFID", "precision", "recall")
     return Experiment(
-        title="Quality and diversity before and after",
+        title="Quality and diversity before and after training",
         source=f"{PAPER}, Table 2",
-        about="All three kinds of rewards at once; Inception Score, FID, sFID, precision and recall against real "
-        f"images, with the features of the extractor `{scale.imagenet.extractor}`, guidance 2.",
+        about="Trained with all three kinds of rewards. Inception Score, FID, sFID, precision and recall are measured "
+        f"against real images, with the features of the extractor `{scale.imagenet.extractor}` and guidance 2.",
         runs={AR_GRPO: _run(scale)},
         suites={"table 2": replace(scale.imagenet, reference=reference)},
         panels=(REWARD, *(Bars("table 2", name, name) for name in names)),
         claims=(
             Claim("the Inception Score rises", rises("table 2", AR_GRPO, "Inception Score")),
             Claim("precision rises", rises("table 2", AR_GRPO, "precision")),
-            Claim("recall, the diversity, pays for it", falls("table 2", AR_GRPO, "recall")),
+            Claim("recall, a measure of diversity, falls", falls("table 2", AR_GRPO, "recall")),
         ),
     )
 
@@ -128,13 +130,13 @@ def entropy(scale: Scale) -> Experiment:
     return Experiment(
         title="The policy's entropy falls",
         source=f"{PAPER}, Figures 3 and 4",
-        about="Mean entropy of the guided distribution a token, of the images drawn in training and of a fixed set.",
+        about="Mean entropy per token of the guided distribution, for the images drawn in training and a fixed set.",
         runs={AR_GRPO: _run(scale), "without KL": with_kl(_run(scale), 0.0)},
         suites={"diversity": scale.diversity},
-        panels=(ENTROPY, FIXED_ENTROPY, Bars("diversity", "within-class distance", "distance within a class")),
+        panels=(ENTROPY, FIXED_ENTROPY, Bars("diversity", "within-class distance", "within-class distance")),
         claims=(
-            Claim("entropy falls over training (by a twentieth or more)", curve_falls(AR_GRPO, "entropy", 0.05)),
-            Claim("and on a fixed set of conditions and seeds", curve_falls(AR_GRPO, "fixed/entropy", 0.05)),
+            Claim("entropy falls over training (by 5 % or more)", curve_falls(AR_GRPO, "entropy", 0.05)),
+            Claim("entropy falls on a fixed set of conditions and seeds", curve_falls(AR_GRPO, "fixed/entropy", 0.05)),
             Claim("images of one class become more alike", falls("diversity", AR_GRPO, "within-class distance")),
         ),
     )
@@ -142,7 +144,8 @@ def entropy(scale: Scale) -> Experiment:
 
 def kl(scale: Scale) -> Experiment:
     """Table 5."""
-    standard = scale.run.loss.kl_weight
+    assert isinstance(scale.run.objective, GRPO)
+    standard = scale.run.objective.kl_weight
     weights = (0.0, standard, 10 * standard)
     runs = {AR_GRPO if w == standard else f"β {w:g}": with_kl(_run(scale), w) for w in weights}
     free, strong = "β 0", f"β {weights[-1]:g}"
@@ -150,7 +153,7 @@ def kl(scale: Scale) -> Experiment:
     return Experiment(
         title="The weight of the KL penalty",
         source=f"{PAPER}, Table 5",
-        about=f"The paper's β is {standard:g}; without any, and with ten times as much.",
+        about=f"The paper's β is {standard:g}; the other runs have no penalty and ten times the paper's β.",
         runs=runs,
         suites={
             "alignment": replace(scale.alignment, rewards=scale.measured),
@@ -162,12 +165,18 @@ def kl(scale: Scale) -> Experiment:
             ENTROPY,
             Bars("alignment", fidelity, fidelity),
             Bars("alignment", "top-1", "top-1 accuracy"),
-            Bars("diversity", "within-class distance", "distance within a class"),
+            Bars("diversity", "within-class distance", "within-class distance"),
         ),
         claims=(
-            Claim("without the penalty the reward ends higher", ends_higher(free, "reward_mean", than=strong)),
-            Claim("and the policy further from the model", ends_higher(free, "kl", than=strong)),
-            Claim("and diversity lower", falls("diversity", free, "within-class distance", below=strong)),
+            Claim("without the penalty, the reward ends higher", ends_higher(free, "reward_mean", than=strong)),
+            Claim(
+                "without the penalty, the policy ends further from the initial model",
+                ends_higher(free, "kl", than=strong),
+            ),
+            Claim(
+                "without the penalty, diversity ends lower",
+                falls("diversity", free, "within-class distance", below=strong),
+            ),
         ),
     )
 
@@ -176,10 +185,10 @@ def rewards(scale: Scale) -> Experiment:
     """Tables 6, 7 and 8."""
     fidelity, looks, realism = scale.measured
     return Experiment(
-        title="Which rewards: fidelity, quality, realism",
+        title="Choice of rewards: fidelity, quality, realism",
         source=f"{PAPER}, Tables 6 to 8",
-        about="A is fidelity to the condition alone; B adds quality, C realism, D both. Each is measured by "
-        f"`{fidelity}`, `{looks}` and `{realism}`, and by the evaluation's own classifier.",
+        about="A rewards only fidelity to the condition; B adds quality, C adds realism, and D (AR-GRPO) adds both. "
+        f"Each run is measured by `{fidelity}`, `{looks}` and `{realism}`, and by the evaluation's own classifier.",
         runs={letter if letter != "D" else AR_GRPO: _run(scale, letter) for letter in scale.rewards},
         suites={"alignment": replace(scale.alignment, rewards=scale.measured)},
         panels=(
@@ -189,17 +198,17 @@ def rewards(scale: Scale) -> Experiment:
             ENTROPY,
         ),
         claims=(
-            Claim("fidelity rises under A", rises("alignment", "A", fidelity)),
+            Claim("fidelity rises in run A", rises("alignment", "A", fidelity)),
             Claim(
-                "quality rises further where it is asked for (B beside A)",
+                "quality rises further when it is rewarded (B compared with A)",
                 rises("alignment", "B", looks, over="A"),
             ),
             Claim(
-                "realism rises further where it is asked for (C beside A)",
+                "realism rises further when it is rewarded (C compared with A)",
                 rises("alignment", "C", realism, over="A"),
             ),
             Claim(
-                "all three rise together under D",
+                "all three rise together in run D",
                 all_of(*(rises("alignment", AR_GRPO, name) for name in scale.measured)),
             ),
         ),
@@ -216,16 +225,18 @@ def hacking(scale: Scale) -> Experiment:
         held_out_every=max(1, scale.long // 15),
         reward={fidelity: 1.0},
     )
-    watched = "held_out/class_accuracy", f"held_out/reward/{realism}", "held_out/diversity"
+    watched = [f"held_out/reward/{realism}"]
+    if read_card(config.model).judge is not None:  # without one, neither accuracy nor diversity is measured
+        watched = ["held_out/class_accuracy", *watched, "held_out/diversity"]
     return Experiment(
-        title="Reward curves and late hacking",
+        title="Reward curves and late reward hacking",
         source=f"{PAPER}, Figure 5",
-        about=f"One learnt reward, `{fidelity}`, without a KL penalty, for {scale.long} steps; what is not rewarded is "
-        "measured on a fixed set.",
+        about=f"One learned reward, `{fidelity}`, without a KL penalty, for {scale.long} steps. Quantities that are "
+        "not rewarded are measured on a fixed set.",
         runs={"long": config},
         suites={"alignment": replace(scale.alignment, rewards=scale.measured), "diversity": scale.diversity},
         panels=(
-            Curve("reward_mean", "reward (optimised)"),
+            Curve("reward_mean", "reward (optimized)"),
             *(Curve(name, name.removeprefix("held_out/")) for name in watched),
             KL,
             Bars("alignment", "top-1", "top-1 accuracy"),
@@ -233,10 +244,13 @@ def hacking(scale: Scale) -> Experiment:
         claims=(
             Claim("the reward rises", rises("alignment", "long", fidelity)),
             Claim(
-                "late in the run, what is not rewarded falls: diversity",
+                "late in the run, diversity, which is not rewarded, falls",
                 falls("diversity", "long", "within-class distance"),
             ),
-            Claim("and the class accuracy", falls("alignment", "long", "top-1")),
+            Claim(
+                "late in the run, class accuracy, which is not rewarded, falls",
+                falls("alignment", "long", "top-1"),
+            ),
         ),
     )
 
@@ -249,8 +263,12 @@ def guidance(scale: Scale) -> Experiment:
     return Experiment(
         title="Guidance in training and at inference",
         source=f"{PAPER}, Figure 6",
-        about="Trained with guidance 2 (the paper's) and with none (1); each measured at five values of guidance.",
-        runs={AR_GRPO: _run(scale), "trained without guidance": replace(_run(scale), guidance=1.0)},
+        about="Trained with guidance 2 (as in the paper) and without guidance (1). Each run is measured at five values "
+        "of guidance.",
+        runs={
+            AR_GRPO: _run(scale),
+            "trained without guidance": replace(_run(scale), policy=replace(scale.run.policy, guidance=None)),
+        },
         suites={"sweep": suite},
         panels=(
             REWARD,
@@ -259,11 +277,11 @@ def guidance(scale: Scale) -> Experiment:
         ),
         claims=(
             Claim(
-                "the gain holds at every guidance, not at that of training alone",
+                "the reward rises at every guidance, not only at that of training",
                 all_of(*(rises("sweep", AR_GRPO, f"guidance {v:g}: {fidelity}") for v in values)),
             ),
             Claim(
-                "at inference without guidance, training without it helps more",
+                "for inference without guidance, training without guidance helps more",
                 rises("sweep", "trained without guidance", f"guidance 1: {fidelity}", over=AR_GRPO),
             ),
         ),

@@ -1,4 +1,4 @@
-"""Running an experiment: its runs, its evaluations, and the files that it leaves."""
+"""Run an experiment: its training runs, its evaluations, and its output files."""
 
 import dataclasses
 import hashlib
@@ -10,33 +10,32 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sfumato.data.pictures import save_png, to_pil
+from sfumato.data.pictures import save_png, to_pictures
 from sfumato.emoji.source import EmojiImages
 from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.runner import evaluate
 from sfumato.experiments.experiment import BASE, Experiment, Findings
 from sfumato.experiments.outputs import write_numbers, write_pictures, write_plot, write_summary
-from sfumato.files import check_writable, write_atomically
-from sfumato.training.config import GRPOConfig
-from sfumato.training.logger import read_lines, read_metrics
+from sfumato.files import check_writable, read_lines, read_metrics, write_atomically
 from sfumato.training.train import train
+from sfumato.training.train_config import TrainConfig, to_json
 
 FILES = ("plot.png", "pictures.png", "numbers.csv", "summary.md")
-"""what an experiment leaves"""
+"""Output files of an experiment."""
 
 
 def reproduce(
     name: str, experiment: Experiment, out: Path, work: Path, device: str, console: Console, command: str = ""
 ) -> bool:
-    """Run what is not there yet, measure, and write plot, pictures, numbers and summary to `out/NAME`.
+    """Do the missing runs, measure, and write plot, pictures, numbers and summary to `out/NAME`.
 
-    Runs go to `work/runs`, named by their settings, so that experiments share them; evaluations to
-    `work/evaluations`. Both go on where they were interrupted. The summary names the `command` if it is given. Returns
-    False if a run was interrupted.
+    Runs are stored in `work/runs` under names derived from their settings, so that experiments share them; evaluations
+    are stored in `work/evaluations`. Both continue where they were interrupted. The summary shows `command`, or
+    `sfumato reproduce NAME` if it is empty. Returns False if a run was interrupted.
 
     Raises:
-        UserError: a setting is wrong, or a folder holds something else.
+        UserError: a setting is wrong, or a folder contains something else.
     """
     place = out / name
     check_place(place)
@@ -57,7 +56,7 @@ def reproduce(
             measured[suite_name] = dict(zip(targets, results.values(), strict=True))
         return measured
 
-    before = measure("before", {BASE: experiment.model})  # what a suite lacks shows before anything long
+    before = measure("before", {BASE: experiment.model})  # missing requirements of a suite show up before any long work
     for number, (run, folder) in enumerate(folders.items(), start=1):
         if not is_finished(folder, runs[run]):
             console.print(f"{name}: run {number} of {len(folders)}, {run}: {folder}", highlight=False, soft_wrap=True)
@@ -75,13 +74,14 @@ def reproduce(
 
 
 def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
-    """Real images: those at the path, or emoji on their scenes composed from the npm package, as generators see them.
+    """Return the path of real images: the given path, or, if that is the emoji npm package, a folder of emoji composed
+    on scenes as in the generators' training data.
 
     Raises:
-        UserError: there is nothing at the path.
+        UserError: the path does not exist.
     """
     if not path.exists():
-        raise UserError(f"reference: {path} is not there; give a folder of images, an .npz file or the emoji package")
+        raise UserError(f"reference: {path} does not exist; give a folder of images, an .npz file or the emoji package")
     if not (path / "emoji.json").is_file():
         return path
     finished = folder / "emoji"
@@ -92,7 +92,7 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
 
         def write(place: Path) -> None:
             for first in range(0, count, 64):
-                for number, picture in enumerate(to_pil(source[index[first : first + 64]][0]), start=first):
+                for number, picture in enumerate(to_pictures(source[index[first : first + 64]][0]), start=first):
                     save_png(picture, place / f"{number:05d}.png")
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,21 +101,22 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
     return finished
 
 
-def folder_name(config: GRPOConfig) -> str:
-    """Model, rewards and a digest of all settings but the device: the same run has the same folder."""
-    settings = {**dataclasses.asdict(config), "device": None}
+def folder_name(config: TrainConfig) -> str:
+    """Return a folder name from the model, the rewards and a digest of all settings except the device, so that the same
+    run has the same folder."""
+    settings = {**to_json(config), "device": None}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     rewards = re.sub(r"[^a-z0-9]+", "-", " ".join(config.reward).lower()).strip("-")
     return f"{Path(config.model).name}-{rewards[:40].strip('-')}-{digest}"
 
 
-def is_finished(folder: Path, config: GRPOConfig) -> bool:
-    """Whether the run has its last checkpoint."""
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Return whether the run has its last checkpoint."""
     return (folder / f"checkpoints/step-{config.steps:06d}").is_dir()
 
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
-    """Metrics of a run, and of its fixed set (`fixed/...`) and held-out set (in the metrics already)."""
+    """Return the metrics of a run, including those of its held-out set, and of its fixed set (`fixed/...`)."""
     fixed = [
         {"step": row["step"], **{f"fixed/{name}": row[name] for name in ("entropy", "reward_mean")}}
         for row in read_lines(folder / "fixed_set.jsonl")
@@ -124,13 +125,13 @@ def read_curves(folder: Path) -> list[dict[str, float]]:
 
 
 def check_place(place: Path) -> None:
-    """Refuse to write into a folder with other files, or where none can be.
+    """Refuse to write into a folder with other files, or to a path that cannot be a folder.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the folder contains other files, or is not writable.
     """
     check_writable("out", place)
     if place.is_dir():
         others = sorted(path.name for path in place.iterdir() if path.name not in FILES and path.name[0] != ".")
         if others:
-            raise UserError(f"out: {place} holds {others[0]}, which is no experiment's; choose another --out")
+            raise UserError(f"out: {place} contains {others[0]}, which no experiment wrote; choose another --out")

@@ -1,1 +1,1 @@
-"""Layers that families share."""
+"""Layers shared by the families."""

@@ -1,4 +1,4 @@
-"""What the transformers of all families share."""
+"""Layers shared by the transformers of all families."""
 
 import torch
 import torch.nn.functional as F
@@ -6,25 +6,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 FEW_ROWS = 256
-"""positions of all rows together that are few to `project`"""
+"""Maximum number of positions, over all rows, for which `project` uses the convolution."""
 MANY_WEIGHTS = 2**19
-"""weights that no longer fit the caches of a core"""
+"""Minimum number of weights for which `project` uses the convolution: too many for the caches of a CPU core."""
 
 
 def project(
     layer: nn.Linear, x: Float[Tensor, "R T C"], bias: Float[Tensor, " D"] | None = None
 ) -> Float[Tensor, "R T D"]:
-    """`layer(x)`, quick for a decoding step on the CPU: few positions of few rows.
+    """Compute `layer(x)`, faster for a decoding step on the CPU, which has few positions and few rows.
 
-    The plain product repacks the whole weight matrix, however few they are. A 1x1 convolution over the weights, as
-    if these were an image and the positions its filters, reads them where they lie: 16 positions run at 81 rather
+    The plain product repacks the whole weight matrix, even for few positions. A 1x1 convolution over the weights, as
+    if these were an image and the positions its filters, reads them in place: 16 positions run at 81 rather
     than 42 GFLOP/s, 64 at 106 rather than 60, 144 at 112 rather than 75, at a peak of 145 (two Zen 3 cores, oneDNN
-    against MKL, 4096 outputs of 1024 inputs; benchmarks/README.md). Without oneDNN it is the plain product.
+    against MKL, 4096 outputs of 1024 inputs; benchmarks/README.md). Without oneDNN, the plain product is used.
 
     Args:
-        layer: what multiplies.
-        x: positions of each row.
-        bias: in place of the layer's own.
+        layer: linear layer to apply.
+        x: input vectors of T positions in R rows.
+        bias: bias to use instead of the layer's own.
     """
     bias = layer.bias if bias is None else bias
     weight, (rows, positions, width) = layer.weight, x.shape
@@ -38,10 +38,10 @@ def project(
 
 
 class KeyValueCache:
-    """Keys and values of one attention layer, written in place into memory allocated once.
+    """Keys and values of one attention layer, written in place to memory that is allocated once.
 
-    The memory is allocated for `length` positions when the first come, in their type: under autocast that is not the
-    type of the network's weights.
+    The memory is allocated for `length` positions when the first ones are added, in their type, which under autocast is
+    not the type of the network's weights.
     """
 
     keys: Tensor
@@ -53,17 +53,17 @@ class KeyValueCache:
 
     @property
     def batch(self) -> int:
-        """Rows held."""
+        """Number of rows in the cache."""
         return len(self.keys)
 
     def keep(self, rows: int) -> None:
-        """Forget all but the first `rows` rows."""
+        """Keep only the first `rows` rows."""
         self.keys, self.values = self.keys[:rows], self.values[:rows]
 
     def append(
         self, keys: Float[Tensor, "B H T d"], values: Float[Tensor, "B H T d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
-        """Add T positions; returns all N so far (views, not copies)."""
+        """Add T positions; returns keys and values of all N positions so far (views, not copies)."""
         if not self.length:
             batch, num_heads, _, width = keys.shape
             self.keys = keys.new_empty(batch, num_heads, self.capacity, width)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class AutoencoderShape(Protocol):
-    """What an encoder and its decoder need to know of a tokenizer's config."""
+    """Fields of a tokenizer's config that an encoder and its decoder need."""
 
     @property
     def latent_channels(self) -> int: ...
@@ -27,12 +27,12 @@ class AutoencoderShape(Protocol):
 
 
 def downsampling(shape: AutoencoderShape) -> int:
-    """Pixels a side for each position of the feature map."""
+    """Return the width and height in pixels of a position of the feature map."""
     return shape.patch * 2 ** (len(shape.channel_multipliers) - 1)
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv, twice, beside a shortcut."""
+    """Residual block: norm, swish and convolution, twice, plus a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_groups: int):
         super().__init__()
@@ -66,7 +66,7 @@ class AttentionBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """Blocks at one resolution, attention after each at the lowest, then an optional change of resolution."""
+    """Residual blocks at one resolution, each followed by attention at the lowest one, then an optional resampling."""
 
     def __init__(self, blocks: Sequence[ResBlock], attentions: Sequence[AttentionBlock], resample: nn.Module | None):
         super().__init__()
@@ -83,7 +83,7 @@ class Level(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Block, attention, block."""
+    """Residual block, attention, residual block."""
 
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the side with a strided convolution, padded at the right and the bottom only."""
+    """Halve the side with a strided convolution, padded only on the right and at the bottom."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -107,7 +107,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side (nearest neighbour), then convolve."""
+    """Double the side (nearest neighbor), then convolve."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror image, with one more block a level; its output is not clamped."""
+    """Mirror image of the encoder, with one more block per level; its output is not clamped."""
 
     def __init__(self, config: AutoencoderShape):
         super().__init__()

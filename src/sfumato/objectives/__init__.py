@@ -1,0 +1,46 @@
+"""Training objectives: one file per objective, plus files of pure functions that they share."""
+
+import difflib
+import inspect
+from typing import Any
+
+from sfumato.errors import UserError
+from sfumato.objectives.gdpo import GDPO
+from sfumato.objectives.grpo import GRPO
+from sfumato.objectives.objective import Credit, Objective
+from sfumato.plugins import is_path, load_object
+
+OBJECTIVES: dict[str, type] = {"grpo": GRPO, "gdpo": GDPO}
+"""Objectives by name. The docstring of each class describes it; its fields are its options."""
+
+
+def find_objective(name: str) -> type:
+    """Return the class of an objective by name, or a user's own as `path/to/file.py:Class`.
+
+    Raises:
+        UserError: there is no such class, or it is not an objective.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if not is_path(name):
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"objective: unknown objective {name!r}; {hint}give one of {', '.join(OBJECTIVES)}, or "
+            "path/to/file.py:Class"
+        )
+    kind = load_object("objective", name)
+    missing = [member for member in ("needs_reference", "credit", "loss") if not hasattr(kind, member)]
+    if not isinstance(kind, type) or missing:
+        raise UserError(f"objective: {name} has no {', '.join(missing)}; see sfumato.objectives.Objective")
+    return kind
+
+
+def name_of(objective: Any) -> str:
+    """Return the name by which `find_objective` returns an objective's class."""
+    kind = type(objective)
+    known = {kind: name for name, kind in OBJECTIVES.items()}
+    return known.get(kind) or f"{inspect.getfile(kind)}:{kind.__qualname__}"
+
+
+__all__ = ["GDPO", "GRPO", "OBJECTIVES", "Credit", "Objective", "find_objective", "name_of"]

@@ -1,84 +1,76 @@
-"""The GRPO loss: a clipped surrogate and a penalty for leaving the reference."""
+"""GRPO (Shao et al. 2024) as Gallici & Sáez de Ocáriz Borde (2025) apply it to image generators."""
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import UserError
+from sfumato.objectives.advantages import group_advantages
+from sfumato.objectives.divergences import k3_divergence
+from sfumato.objectives.objective import Credit
+from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens
+from sfumato.rollout import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Weights of the GRPO loss."""
+class GRPO:
+    """GRPO: adds up the rewards, then normalizes the sum within each group; clipped surrogate with a KL penalty."""
 
     clip: float = 0.2
-    """epsilon: the ratio counts only within 1 - epsilon and 1 + epsilon"""
+    """epsilon: the ratio is clipped to between 1 - epsilon and 1 + epsilon"""
     kl_weight: float = 0.2
-    """beta: weight of the KL to the pre-trained model"""
+    """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
+    report_kl: bool = False
+    """keep the reference and log the KL, even if the KL has weight 0"""
 
     def __post_init__(self):
-        if not 0 < self.clip < 1:
-            raise UserError(f"loss.clip: {self.clip} is not between 0 and 1; the papers use 0.2")
-        if self.kl_weight < 0:
-            raise UserError(f"loss.kl_weight: {self.kl_weight} is negative; give 0 or more")
+        check_options(self.clip, self.kl_weight)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the KL is part of the loss or logged."""
+        return self.kl_weight > 0 or self.report_kl
+
+    def credit(self, batch: Batch) -> Credit:
+        """Return the advantage of each image over the others in its group (eq. 1)."""
+        advantages, equal = group_advantages(batch.rewards, batch.group_size)
+        return Credit(weights=advantages[:, None], metrics={"equal_groups": equal.float().mean().item()})
+
+    def loss(
+        self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return the mean over all tokens of beta·KL - surrogate (eq. 2)."""
+        return clipped_loss(log_probs, part, credit, self.clip, self.kl_weight)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossStats:
-    """Means over the tokens of a batch, as scalar tensors without gradient."""
+def check_options(clip: float, kl_weight: float) -> None:
+    """Check the options of a clipped objective.
 
-    surrogate: Float[Tensor, ""]
-    kl: Float[Tensor, ""]
-    ratio: Float[Tensor, ""]
-    clip_fraction: Float[Tensor, ""]
-    """share of tokens whose gradient the clip has cut"""
-
-
-def clipped_surrogate(
-    log_probs: Float[Tensor, "B L"],
-    old_log_probs: Float[Tensor, "B L"],
-    advantages: Float[Tensor, " B"],
-    clip: float,
-) -> Float[Tensor, "B L"]:
-    """PPO's min(ratio·A, clip(ratio)·A) a token, with the same advantage for all tokens of an image (eq. 2)."""
-    ratio = (log_probs - old_log_probs).exp()
-    advantages = advantages[:, None]
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-
-
-def k3_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-    """Schulman's k3 estimate of KL(policy || reference) a token: exp(d) - d - 1 with d = log reference - log policy.
-
-    It is unbiased for tokens drawn from the policy, and never negative.
+    Raises:
+        UserError: an option is out of range.
     """
-    difference = reference_log_probs - log_probs
-    return difference.expm1() - difference
+    if not 0 < clip < 1:
+        raise UserError(f"objective.clip: {clip} is not between 0 and 1; the papers use 0.2")
+    if not kl_weight >= 0:
+        raise UserError(f"objective.kl_weight: {kl_weight} is negative; give 0 or more")
 
 
-def grpo_loss(
-    log_probs: Float[Tensor, "B L"],
-    old_log_probs: Float[Tensor, "B L"],
-    reference_log_probs: Float[Tensor, "B L"],
-    advantages: Float[Tensor, " B"],
-    config: LossConfig,
-) -> tuple[Float[Tensor, ""], LossStats]:
-    """Mean over all tokens of kl_weight·KL - surrogate (Gallici & Sáez de Ocáriz Borde, eq. 2).
+def clipped_loss(
+    log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit, clip: float, kl_weight: float
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return the mean over all tokens of kl_weight·KL - surrogate; without reference log-probabilities, KL is left out.
 
-    All images have the same number of tokens, so the mean over tokens is also the mean of the images' means.
+    All images have the same number of tokens, so the mean over tokens is also the mean of the means per image.
+
+    Returns:
+        The loss, and means over the tokens: the ratio, the share of tokens whose gradient is clipped, and the KL.
     """
-    surrogate = clipped_surrogate(log_probs, old_log_probs, advantages, config.clip)
-    kl = k3_divergence(log_probs, reference_log_probs)
-    loss = (config.kl_weight * kl - surrogate).mean()
-    with torch.no_grad():
-        ratio = (log_probs - old_log_probs).exp()
-        positive = advantages[:, None] > 0
-        cut = torch.where(positive, ratio > 1 + config.clip, ratio < 1 - config.clip) & (advantages[:, None] != 0)
-        stats = LossStats(
-            surrogate=surrogate.mean().detach(),
-            kl=kl.mean().detach(),
-            ratio=ratio.mean(),
-            clip_fraction=cut.float().mean(),
-        )
-    return loss, stats
+    loss = -clipped_surrogate(log_probs, part.rollout.log_probs, credit.weights, clip)
+    ratio = (log_probs.detach() - part.rollout.log_probs).exp()
+    stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped_tokens(ratio, credit.weights, clip).float().mean()}
+    if part.reference_log_probs is not None:
+        kl = k3_divergence(log_probs, part.reference_log_probs)
+        loss = kl_weight * kl + loss
+        stats = {"kl": kl.detach().mean(), **stats}
+    return loss.mean(), stats

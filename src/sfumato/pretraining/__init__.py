@@ -1,1 +1,1 @@
-"""Training from scratch."""
+"""Training of models from scratch."""

@@ -1,4 +1,4 @@
-"""Training of the classifiers on augmented images: the evaluation's here, those of the rewards' in `rival.py`."""
+"""Training of classifiers on augmented images: `augmented_scenes` for evaluation, `rival_scenes` for rewards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ from sfumato.engine.schedule import cosine_schedule
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierTraining:
-    """How a classifier is trained."""
+    """Settings for training a classifier."""
 
     steps: int = 2000
-    """optimizer steps"""
+    """number of optimizer steps"""
     batch_size: int = 64
-    """images a step"""
+    """number of images per step"""
     learning_rate: float = 2e-3
-    """peak of AdamW's cosine schedule"""
+    """peak learning rate of AdamW, on a cosine schedule"""
     warmup_steps: int = 100
-    """linear warm-up"""
+    """number of steps of linear warm-up"""
     max_grad_norm: float = 10.0
-    """gradient clipping"""
+    """largest gradient norm; larger gradients are scaled down to it"""
     label_smoothing: float = 0.05
-    """probability mass spread over the classes"""
+    """probability mass spread over all classes"""
 
 
 Draw = Callable[[ImageSource, int, torch.Generator], tuple[Tensor, Tensor]]
-"""so many augmented images of a source, and their labels"""
+"""Function that draws a number of augmented images from a source, and returns them with their labels."""
 
 
 class ClassifierTrainer:
-    """One classifier and its optimizer: `step` trains on a batch, `state` is all that resumes."""
+    """A classifier and its optimizer. `step` trains on a batch; `state` is everything needed to resume."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class ClassifierTrainer:
         return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels).float().mean().item()}
 
     @torch.no_grad()
-    def held_out_accuracy(self, count: int = 2048, seed: int = 10**6) -> tuple[float, float]:
-        """Top-1 and top-5 accuracy on augmented images from a random stream that training never draws."""
+    def validation_accuracy(self, count: int = 2048, seed: int = 10**6) -> tuple[float, float]:
+        """Return top-1 and top-5 accuracy on augmented images from a random stream that training never uses."""
         rng, hits = torch.Generator().manual_seed(seed), torch.zeros(2)
         for _ in range(count // 64):
             images, labels = self.draw(self.source, 64, rng)
@@ -73,7 +73,7 @@ class ClassifierTrainer:
         return top1, top5
 
     def sample(self) -> Image.Image:
-        """Augmented images, as the classifier sees them."""
+        """Draw a grid of augmented images, as the classifier sees them."""
         return grid(self.draw(self.source, 32, torch.Generator().manual_seed(0))[0], columns=8)
 
     def state(self) -> dict:

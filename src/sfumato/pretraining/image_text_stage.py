@@ -1,4 +1,4 @@
-"""Contrastive training of an image-text model (Radford et al., 2021, figure 3)."""
+"""Contrastive training of an image-text model (Radford et al., 2021, Figure 3)."""
 
 from dataclasses import dataclass
 
@@ -15,32 +15,33 @@ from sfumato.emoji.augmentations import degrade, move
 from sfumato.emoji.image_text import ImageTextModel
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
-from sfumato.rollout import CaptionFeatures
+from sfumato.request import CaptionFeatures
 
-HELD_OUT_EVERY = 16
-"""every so many classes one is held out: neither its images nor its name is trained on"""
+VALIDATION_EVERY = 16
+"""One in this many classes is held out: neither its images nor its name is used in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTextTraining:
-    """How an image-text model is trained."""
+    """Settings for training an image-text model."""
 
     steps: int = 1000
-    """optimizer steps"""
+    """number of optimizer steps"""
     batch_size: int = 96
-    """images and captions a step, of different classes"""
+    """number of images and captions per step, each of a different class"""
     learning_rate: float = 1e-3
-    """peak of AdamW's cosine schedule"""
+    """peak learning rate of AdamW, on a cosine schedule"""
     warmup_steps: int = 100
-    """linear warm-up"""
+    """number of steps of linear warm-up"""
     max_grad_norm: float = 5.0
-    """gradient clipping"""
+    """largest gradient norm; larger gradients are scaled down to it"""
 
 
 def contrastive_loss(
     images: Float[Tensor, "B D"], captions: Float[Tensor, "B D"], log_scale: Float[Tensor, ""]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """CLIP's symmetric cross entropy over the pairs of a batch, and the share of images whose caption is nearest."""
+    """Return CLIP's symmetric cross entropy over the pairs of a batch, and the share of images whose nearest caption is
+    their own."""
     logits = log_scale.clamp_max(4.6052).exp() * images @ captions.T  # at most 100, as published
     own = torch.arange(len(logits), device=logits.device)
     loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
@@ -48,16 +49,17 @@ def contrastive_loss(
 
 
 class ImageTextTrainer:
-    """One image-text model and its optimizer: `step` trains on a batch, `state` is all that resumes.
+    """An image-text model and its optimizer.
 
-    Every sixteenth class is held out, and of the others the source's held-out items.
+    `step` trains on a batch; `state` is everything needed to resume. Every sixteenth class is held out; of
+    the other classes, only the source's held-out items are.
     """
 
     def __init__(self, model: ImageTextModel, source: ImageSource, config: ImageTextTraining, rng: torch.Generator):
         self.model, self.source, self.config, self.rng = model, source, config, rng
         self.labels = torch.cat([source[index][1] for index in torch.arange(len(source)).split(256)])
-        self.held_out = torch.arange(len(source.class_names)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        self.weights = source.weights * ~source.held_out * ~self.held_out[self.labels]
+        self.validation = torch.arange(len(source.class_names)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        self.weights = source.weights * ~source.validation * ~self.validation[self.labels]
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
         self.schedule = cosine_schedule(config.steps, config.warmup_steps)
 
@@ -73,17 +75,20 @@ class ImageTextTrainer:
         return {"loss": loss.item(), "accuracy": accuracy.item(), "scale": self.model.log_scale.exp().item()}
 
     def draw(self) -> Int[Tensor, " B"]:
-        """Items of different classes, as far as there are enough: a caption must not fit two images."""
+        """Draw items of different classes, because a caption must not fit two images.
+
+        The batch is smaller if there are not enough classes.
+        """
         drawn = torch.multinomial(self.weights, 4 * self.config.batch_size, replacement=True, generator=self.rng)
         first = {int(label): i for i, label in reversed(list(enumerate(self.labels[drawn])))}
         return drawn[sorted(first.values())][: self.config.batch_size]
 
     @torch.no_grad()
     def recall(self, classes: Int[Tensor, " C"], among: Int[Tensor, " M"], seed: int = 10**6) -> tuple[float, float]:
-        """How often an image of one of the `classes` finds its name among the names of the classes `among`.
+        """Measure how often an image of one of the `classes` is matched to its name among the names of `among`.
 
         Returns:
-            The share of images whose own name is the nearest, and that whose own name is among the nearest five.
+            The share of images whose own name is nearest, and the share whose own name is among the nearest five.
         """
         self.model.eval()
         rng = torch.Generator().manual_seed(seed)
@@ -93,20 +98,22 @@ class ImageTextTrainer:
         for index in items.split(256):
             images = self.model.embed_images(degrade(move(self.source[index][0], rng), rng))
             nearest = among[(images @ names.T).topk(min(5, len(among))).indices]
-            found = nearest == self.labels[index][:, None]
-            hits += torch.stack([found[:, 0].sum(), found.sum()])
+            matches = nearest == self.labels[index][:, None]
+            hits += torch.stack([matches[:, 0].sum(), matches.sum()])
         first, five = (hits / len(items)).tolist()
         return first, five
 
     def report(self) -> dict[str, float]:
-        """Recall by name of the held-out classes, among themselves and among all, and of the others among all; of
-        fewer than sixteen classes none is held out."""
-        held_out, others = self.held_out.nonzero()[:, 0], (~self.held_out).nonzero()[:, 0]
-        everything = torch.arange(len(self.held_out))
+        """Return the recall of names: held-out classes among themselves and among all, and other classes among all.
+
+        With fewer than sixteen classes, no class is held out.
+        """
+        validation, others = self.validation.nonzero()[:, 0], (~self.validation).nonzero()[:, 0]
+        everything = torch.arange(len(self.validation))
         result = {}
         for name, classes, among in (
-            ("held_out", held_out, held_out),
-            ("held_out_among_all", held_out, everything),
+            ("validation", validation, validation),
+            ("validation_among_all", validation, everything),
             ("trained_among_all", others, everything),
         ):
             if not len(classes):
@@ -115,7 +122,7 @@ class ImageTextTrainer:
         return result
 
     def sample(self) -> Image.Image:
-        """Images as the model sees them."""
+        """Draw a grid of images as the model sees them."""
         rng = torch.Generator().manual_seed(0)
         images = self.source[torch.tensor(spread(len(self.source), 32))][0]
         return grid(degrade(move(images, rng), rng), columns=8)

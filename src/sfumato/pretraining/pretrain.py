@@ -1,120 +1,48 @@
-"""Pre-training: a generator (first its tokenizer, then the transformer on its tokens), a classifier, or a CLIP."""
+"""Pre-training: a generator (first its tokenizer, then the transformer on its tokens), a classifier, or CLIP."""
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sfumato.data.images import ImageSource
 from sfumato.data.pictures import save_png
 from sfumato.emoji.augmentations import augmented_scenes
-from sfumato.emoji.image_text import ImageTextConfig, ImageTextModel, save_image_text
+from sfumato.emoji.image_text import ImageTextModel, save_image_text
 from sfumato.emoji.judges import Classifier, ClassifierConfig, PatchClassifier, PatchClassifierConfig, save_classifier
 from sfumato.emoji.rival_scenes import rival_scenes
 from sfumato.emoji.source import open_source
 from sfumato.engine.checkpoint import load_state, save_state
 from sfumato.errors import UserError
-from sfumato.families.library import build_generator, family_of, load_part, locate, read_config, save_model
-from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.network import LlamaGenConfig
-from sfumato.families.llamagen.tokenizer import VQConfig
-from sfumato.families.var.generator import VAR
-from sfumato.families.var.network import VARConfig
-from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
-from sfumato.files import check_writable, write_atomically, write_text
+from sfumato.families.folder import read_config, read_tensors
+from sfumato.families.library import family_of_shape, locate, save_model
+from sfumato.files import claim_folder, write_atomically, write_text
 from sfumato.interrupt import Interrupt
-from sfumato.pretraining.classifier_stage import ClassifierTrainer, ClassifierTraining
-from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
-from sfumato.pretraining.image_text_stage import ImageTextTrainer, ImageTextTraining
-from sfumato.pretraining.tokenizer_stage import TokenizerTrainer, TokenizerTraining
-from sfumato.settings import Inference
-from sfumato.text.encoders import load_text_encoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """A generator trained from scratch."""
-
-    tokenizer: VQVAEConfig | VQConfig
-    """shape of the tokenizer"""
-    transformer: VARConfig | LlamaGenConfig
-    """shape of the transformer; `num_classes` is set from the data"""
-    start_from: str | None = None
-    """bundled model or folder whose tensors are taken over wherever name and shape agree; none: all start at random"""
-    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
-    """first stage"""
-    generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
-    """second stage"""
-    inference: Inference = field(default_factory=Inference)
-    """settings that the model folder carries: how it is best drawn from"""
-    seed: int = 0
-    """of weights and draws"""
-    save_every: int = 250
-    """steps between checkpoints and sample grids"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierPretrainConfig:
-    """A classifier for evaluation, trained from scratch."""
-
-    widths: tuple[int, ...] = (32, 64, 128, 192)
-    """channels of each stage; every stage halves the side"""
-    image_size: int = 64
-    """side of the images in pixels"""
-    training: ClassifierTraining = field(default_factory=ClassifierTraining)
-    """the only stage"""
-    seed: int = 0
-    """of weights and draws"""
-    save_every: int = 250
-    """steps between checkpoints and sample grids"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RivalPretrainConfig:
-    """A classifier for rewards, of another shape and from other images than that of evaluation."""
-
-    widths: tuple[int, ...] = (64, 128, 192)
-    """channels of each stage; every stage after the first merges 2 × 2 patches"""
-    depths: tuple[int, ...] = (1, 2, 2)
-    """blocks of each stage"""
-    image_size: int = 64
-    """side of the images in pixels"""
-    training: ClassifierTraining = field(default_factory=ClassifierTraining)
-    """the only stage"""
-    seed: int = 1
-    """of weights and draws"""
-    save_every: int = 250
-    """steps between checkpoints and sample grids"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextPretrainConfig:
-    """An image-text model for rewards, trained from scratch."""
-
-    shape: ImageTextConfig = field(default_factory=ImageTextConfig)
-    """shape of the model"""
-    image_size: int = 64
-    """side of the images in pixels"""
-    training: ImageTextTraining = field(default_factory=ImageTextTraining)
-    """the only stage"""
-    seed: int = 0
-    """of weights and draws"""
-    save_every: int = 250
-    """steps between checkpoints and sample grids"""
-
-
-AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | RivalPretrainConfig | ImageTextPretrainConfig
+from sfumato.policy import Card
+from sfumato.policy import Generator as ImageGenerator
+from sfumato.pretraining.classifier_stage import ClassifierTrainer
+from sfumato.pretraining.generator_stage import GeneratorTrainer
+from sfumato.pretraining.image_text_stage import ImageTextTrainer
+from sfumato.pretraining.pretrain_config import (
+    AnyPretrainConfig,
+    ClassifierPretrainConfig,
+    ImageTextPretrainConfig,
+    PretrainConfig,
+    RivalPretrainConfig,
+)
+from sfumato.pretraining.tokenizer_stage import TokenizerTrainer
+from sfumato.settings import Settings
 
 
 @runtime_checkable
 class Stage(Protocol):
-    """What `run_stage` drives: a trainer of one model."""
+    """A trainer of one model, as `run_stage` drives it."""
 
     rng: torch.Generator
 
@@ -125,39 +53,44 @@ class Stage(Protocol):
 
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-"""Called with the stage's name, the steps done, the steps in all, and the step's statistics."""
+"""Function that is called with the name of the stage, the steps done, the total steps, and the step's statistics."""
 
 
 def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume: bool) -> None:
-    """Make the run folder with `config.json` and `data.json`, or see that those there say the same.
+    """Create the run folder with `config.json` and `data.json`, or check that existing ones are the same.
 
     Raises:
-        UserError: the folder is not empty and `resume` was not asked for, or its settings or data are others.
+        UserError: the folder is not empty and `resume` is False, or its settings or data differ.
     """
-    settings, saved = json.loads(json.dumps(dataclasses.asdict(config))), run_dir / "config.json"
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
     data, seen = {"items": len(source), "class_names": list(source.class_names)}, run_dir / "data.json"
-    if resume:
-        if not saved.exists():
-            raise UserError(f"run_dir: {run_dir} holds no run to resume; start it without --resume")
-        if json.loads(saved.read_text()) != settings:
-            raise UserError(f"resume: {saved} has other settings; give the same ones or another --run-dir")
-        if seen.exists() and json.loads(seen.read_text()) != data:
-            raise UserError(f"data: these are not the images that the run began with (see {seen}); give the same")
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise UserError(f"run_dir: {run_dir} is not empty; continue it with --resume or choose another --run-dir")
-    check_writable("run_dir", run_dir)
+    saved = claim_folder("run_dir", run_dir, "config.json", resume=resume)
+    if saved is not None and upgraded(saved) != upgraded(settings):
+        raise UserError(f"resume: {run_dir}/config.json has other settings; give the same ones or another --run-dir")
+    if saved is not None and seen.exists() and json.loads(seen.read_text()) != data:
+        raise UserError(f"data: these are not the images that the run started with (see {seen}); give the same images")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(seen, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    write_text(saved, json.dumps(settings, indent=1) + "\n")
+    write_text(run_dir / "config.json", json.dumps(settings, indent=1) + "\n")
+
+
+def upgraded(settings: dict) -> dict:
+    """Convert the settings of a run to the current form.
+
+    Version 0.1 called the sampling settings `inference`, and had no judge.
+    """
+    settings = {name: value for name, value in settings.items() if name != "judge"}
+    old = settings.pop("inference", None)
+    return settings if old is None else {**settings, "settings": dataclasses.asdict(Settings(**old))}
 
 
 def pretrain(
     config: AnyPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
 ) -> bool:
-    """Train what the config describes in `run_dir`, whose `model/` is the result; returns whether it was finished.
+    """Train the config's model in `run_dir`, with the result in its `model/`; return whether training finished.
 
     Raises:
-        UserError: the data cannot be read, or the run folder is taken.
+        UserError: the data cannot be read, or the run folder is already in use.
     """
     run = {
         PretrainConfig: pretrain_generator,
@@ -171,7 +104,7 @@ def pretrain(
 def pretrain_image_text(
     config: ImageTextPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
 ) -> bool:
-    """Train an image-text model in `run_dir`, with its recall in `recall.json`; returns whether it was finished."""
+    """Train an image-text model in `run_dir`, with its recall in `recall.json`; return whether training finished."""
     source = open_source(data, config.image_size)
     claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
@@ -193,7 +126,7 @@ def pretrain_classifier(
     report: Report,
     interrupt: Interrupt,
 ) -> bool:
-    """Train a classifier in `run_dir`, whose `model/` is the result; returns whether it was finished."""
+    """Train a classifier in `run_dir`, with the result in its `model/`; return whether training finished."""
     source = open_source(data, config.image_size)
     claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
@@ -207,7 +140,7 @@ def pretrain_classifier(
     if not run_stage(trainer, run_dir / "classifier", config.training.steps, config.save_every, report, interrupt):
         return False
     write_atomically(run_dir / "model", lambda p: save_classifier(p, model))
-    top1, top5 = trainer.held_out_accuracy()
+    top1, top5 = trainer.validation_accuracy()
     write_text(run_dir / "accuracy.json", json.dumps({"top1": top1, "top5": top5}) + "\n")
     return True
 
@@ -215,22 +148,15 @@ def pretrain_classifier(
 def pretrain_generator(
     config: PretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
 ) -> bool:
-    """Train both stages in `run_dir`, whose `model/` is the result; returns whether they were finished.
+    """Train both stages in `run_dir`, with the result in its `model/`; return whether training finished.
 
     Raises:
-        UserError: the data cannot be read, or the run folder is taken.
+        UserError: the data cannot be read, or the run folder is already in use.
     """
     source = open_source(data, config.tokenizer.image_size)
     claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
-    shape, reader = config.transformer, None
-    if isinstance(shape, LlamaGenConfig) and shape.caption_width:
-        reader = load_text_encoder(shape.text_encoder)
-        generator = build_generator(shape, config.tokenizer, ())
-    else:
-        shape = dataclasses.replace(shape, num_classes=len(source.class_names))
-        generator = build_generator(shape, config.tokenizer, source.class_names)
-    generator.inference = config.inference
+    generator = build_generator(config, source.class_names)
     if config.start_from is not None:
         take_over(generator, locate(config.start_from))
     tokenizer = generator.tokenizer.requires_grad_(True).train()
@@ -241,15 +167,15 @@ def pretrain_generator(
             first, run_dir / "tokenizer", config.tokenizer_training.steps, config.save_every, report, interrupt
         ):
             return False
-        if isinstance(tokenizer, MultiScaleVQVAE):
-            tokenizer.quantizer.usage.copy_(code_usage(tokenizer, source))
-        # Half precision is what ships, so the generator learns the tokens of the rounded tokenizer.
+        if isinstance(tokenizer, CountsUsage):
+            tokenizer.count_usage(source[index][0] for index in torch.arange(len(source)).split(64))
+        # The model is saved in half precision, so the generator learns the tokens of the rounded tokenizer.
         write_atomically(run_dir / "tokenizer/model", lambda p: save_model(p, generator, torch.float16))
-    tokenizer.load_state_dict(load_part(run_dir / "tokenizer/model", "tokenizer"))
+    tokenizer.load_state_dict(read_tensors(run_dir / "tokenizer/model/tokenizer.safetensors"))
     tokenizer.requires_grad_(False).eval()
 
     rng = torch.Generator().manual_seed(config.seed)
-    second = GeneratorTrainer(generator, source, config.generator_training, rng, reader)
+    second = GeneratorTrainer(generator, source, config.generator_training, rng)
     if not run_stage(
         second, run_dir / "generator", config.generator_training.steps, config.save_every, report, interrupt
     ):
@@ -258,25 +184,62 @@ def pretrain_generator(
     return True
 
 
-def take_over(generator: VAR | LlamaGen, folder: Path) -> None:
-    """Give a generator the tensors of a model folder wherever name and shape agree; of another family, the tokenizer's.
+def build_generator(config: PretrainConfig, class_names: tuple[str, ...]) -> ImageGenerator:
+    """Build a generator with initial weights, for these classes, or for captions if the network has no classes.
 
     Raises:
-        UserError: none agree.
+        UserError: the tokenizer belongs to another family.
     """
-    same_family = read_config(folder)["family"] == family_of(generator)
+    family, shape = family_of_shape(config.transformer), config.transformer
+    if not isinstance(config.tokenizer, family.tokenizer_shape):
+        raise UserError(
+            f"tokenizer: {type(config.tokenizer).__name__} is not a {family.name} tokenizer; give one of that family"
+        )
+    if shape.num_classes:
+        shape = dataclasses.replace(shape, num_classes=len(class_names))
+    generator = family.build(
+        {"transformer": dataclasses.asdict(shape), "tokenizer": dataclasses.asdict(config.tokenizer)}
+    )
+    generator.card = Card(
+        family=family.name,
+        class_names=class_names if shape.num_classes else (),
+        settings=config.settings,
+        judge=config.judge,
+    )
+    return generator
+
+
+@runtime_checkable
+class CountsUsage(Protocol):
+    """A tokenizer that stores how often each code is used."""
+
+    def count_usage(self, batches: Iterable[Tensor], /) -> None:
+        """Count the codes of all images (B, 3, H, W) in [0, 1]."""
+        ...
+
+
+def take_over(generator: ImageGenerator, folder: Path) -> None:
+    """Copy tensors from a model folder to a generator where name and shape match. If the model is of another family,
+    only tensors of the tokenizer are copied.
+
+    Raises:
+        UserError: no tensor matches.
+    """
+    parts = {"tokenizer": generator.tokenizer, "transformer": generator.network}
+    if read_config(folder)["family"] != generator.card.family:
+        del parts["transformer"]
     taken = 0
-    for part in ("tokenizer", "transformer") if same_family else ("tokenizer",):
-        own = getattr(generator, part).state_dict()
-        agreed = {k: v for k, v in load_part(folder, part).items() if k in own and own[k].shape == v.shape}
-        getattr(generator, part).load_state_dict(agreed, strict=False)
+    for part, module in parts.items():
+        own, tensors = module.state_dict(), read_tensors(folder / f"{part}.safetensors")
+        agreed = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+        module.load_state_dict(agreed, strict=False)
         taken += len(agreed)
     if not taken:
-        raise UserError(f"start_from: no tensor of {folder} has the name and shape of one here; give another model")
+        raise UserError(f"start_from: no tensor in {folder} matches this model in name and shape; give another model")
 
 
 def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report: Report, interrupt: Interrupt) -> bool:
-    """Train from the stage's checkpoint, if there is one, to the end; returns False when interrupted (and saved)."""
+    """Train from the stage's checkpoint, if there is one, to the end; return False if interrupted (and saved)."""
     first = 0
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -301,14 +264,3 @@ def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report:
         if interrupt:
             return False
     return True
-
-
-@torch.no_grad()
-def code_usage(tokenizer: MultiScaleVQVAE, source: ImageSource) -> torch.Tensor:
-    """How often each scale uses each code (S, V), over the whole source."""
-    units = [side * side for side in tokenizer.config.scales]
-    counts = torch.zeros(len(units), tokenizer.config.vocab_size)
-    for index in torch.arange(len(source)).split(64):
-        for scale, tokens in enumerate(tokenizer.encode(source[index][0]).split(units, dim=1)):
-            counts[scale] += torch.bincount(tokens.flatten(), minlength=counts.shape[1])
-    return counts

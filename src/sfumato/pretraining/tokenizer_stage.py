@@ -1,7 +1,8 @@
-"""Pre-training of a tokenizer: reconstruction, edges and vector quantisation."""
+"""Pre-training of a tokenizer: reconstruction, edges and vector quantization."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,38 +15,40 @@ from sfumato.data.images import ImageSource
 from sfumato.data.pictures import grid
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
-from sfumato.families.llamagen.tokenizer import UnitQuantizer, VQModel
-from sfumato.families.var.tokenizer import MultiScaleQuantizer, MultiScaleVQVAE
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTraining:
-    """How a tokenizer is trained."""
+    """Settings for training a tokenizer."""
 
     steps: int = 4000
-    """optimizer steps"""
+    """number of optimizer steps"""
     batch_size: int = 16
-    """images a step"""
+    """number of images per step"""
     learning_rate: float = 1e-3
-    """peak of AdamW's cosine schedule"""
+    """peak learning rate of AdamW, on a cosine schedule"""
     warmup_steps: int = 100
-    """linear warm-up"""
+    """number of steps of linear warm-up"""
     max_grad_norm: float = 1.0
-    """gradient clipping"""
+    """largest gradient norm; larger gradients are scaled down to it"""
     l1_weight: float = 0.1
-    """absolute error beside the squared one"""
+    """weight of the absolute error; the squared error has weight 1"""
     edge_weight: float = 0.1
-    """absolute error of horizontal and vertical differences"""
+    """weight of the absolute error of horizontal and vertical differences between pixels"""
     commitment_weight: float = 0.25
-    """pull of the encoder to its codes (VQ-VAE's beta)"""
+    """weight of the loss that pulls the encoder's output to its codes (beta of VQ-VAE)"""
     codebook_decay: float = 0.99
-    """moving average of the vectors assigned to each code"""
+    """decay of the moving average of the vectors assigned to each code"""
+
+
+# Tokenizers are typed as Any. They need `features`, `decode_features` and `reconstruct`, and a quantizer with
+# `codebook` and `quantize`, in the form that all families share.
 
 
 class CodebookAverages:
     """The codebook as a moving average of the vectors assigned to each code; dead codes restart at live vectors."""
 
-    def __init__(self, quantizer: MultiScaleQuantizer | UnitQuantizer, decay: float, dead_below: float = 0.1):
+    def __init__(self, quantizer: Any, decay: float, dead_below: float = 0.1):
         self.quantizer, self.decay, self.dead_below = quantizer, decay, dead_below
         quantizer.codebook.requires_grad_(False)
         self.counts = torch.zeros(quantizer.codebook.num_embeddings)
@@ -66,27 +69,27 @@ class CodebookAverages:
 
 
 def edge_loss(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
-    """Mean absolute error of the horizontal and vertical differences between neighbouring pixels."""
+    """Return the mean absolute error of the horizontal and vertical differences between neighboring pixels."""
     error = images - targets
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
 
 
 def psnr(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]."""
+    """Return the peak signal-to-noise ratio in dB of images in [0, 1]."""
     return -10 * (images - targets).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
 def tokenizer_loss(
-    model: MultiScaleVQVAE | VQModel, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
+    model: Any, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
 ) -> tuple[Tensor, dict[str, float], Tensor, Tensor]:
-    """Loss, statistics, and the quantised vectors (N, C) with their codes (N,) for the codebook's averages."""
+    """Return the loss, statistics, and the quantized vectors (N, C) and their codes (N,) for the codebook averages."""
     features = model.features(images)
     tokens, accumulated, vectors = model.quantizer.quantize(features)
-    # The codebook follows its averages, so of the quantiser's terms this one trains phi alone ...
+    # The codebook follows its averages, so this term of the quantizer trains only phi ...
     phi_loss = torch.stack([F.mse_loss(a, features.detach()) for a in accumulated]).mean()
-    # Every scale commits, as published: the coarse ones keep the features from growing without bound.
+    # Every scale has a commitment term, as published: the coarse scales keep the features from growing without bound.
     commitment = torch.stack([F.mse_loss(features, a.detach()) for a in accumulated]).mean()
-    # ... and the decoder's gradient passes the quantiser straight through to the encoder.
+    # ... and the gradient of the decoder passes straight through the quantizer to the encoder.
     output = model.decode_features(features + (accumulated[-1] - features).detach())
     targets = images * 2 - 1
     squared, absolute = F.mse_loss(output, targets), F.l1_loss(output, targets)
@@ -103,11 +106,12 @@ def tokenizer_loss(
 
 
 class TokenizerTrainer:
-    """One tokenizer, its optimizer and codebook averages: `step` trains on a batch, `state` is all that resumes."""
+    """A tokenizer, its optimizer and codebook averages.
 
-    def __init__(
-        self, model: MultiScaleVQVAE | VQModel, source: ImageSource, config: TokenizerTraining, rng: torch.Generator
-    ):
+    `step` trains on a batch; `state` is everything needed to resume.
+    """
+
+    def __init__(self, model: Any, source: ImageSource, config: TokenizerTraining, rng: torch.Generator):
         self.model, self.source, self.config, self.rng = model, source, config, rng
         self.averages = CodebookAverages(model.quantizer, config.codebook_decay)
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -126,13 +130,13 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
-        """Images of the source beside their reconstructions."""
+        """Draw a grid of images from the source next to their reconstructions."""
         images, _ = self.source[torch.tensor(spread(len(self.source), 32))]
         pairs = torch.stack([images, self.model.reconstruct(self.quantized(images))], dim=1)
         return grid(pairs.flatten(0, 1), columns=8)
 
     def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Feature maps after quantisation at all scales."""
+        """Return the feature maps after quantization at all scales."""
         return self.model.quantizer.quantize(self.model.features(images))[1][-1]
 
     def state(self) -> dict:

@@ -1,57 +1,107 @@
-"""Recipes: functions that return a complete config. The first line of a recipe's docstring is its help."""
+"""Recipes: functions that return a complete config. Listing them here imports nothing else."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
-
-from sfumato.pretraining.pretrain import AnyPretrainConfig
-from sfumato.recipes import emoji, llamagen, pretraining, var
-from sfumato.training.config import GRPOConfig
-
-Config = TypeVar("Config")
+import importlib
+from dataclasses import dataclass
+from typing import Any
 
 
-def _with_help(recipe: Callable[[], Config]) -> tuple[str, Callable[[], Config]]:
-    return (recipe.__doc__ or "").splitlines()[0], recipe
+@dataclass(frozen=True)
+class Recipe:
+    """A reference to a recipe, which is imported only when it is built."""
+
+    help: str
+    """description in one line"""
+    module: str
+    """name of a module in this package"""
+    function: str
+    """name of the recipe's function in the module"""
+    arguments: tuple[object, ...] = ()
+    """arguments of the function"""
+
+    def build(self) -> Any:
+        """Build the config: a `TrainConfig`, or a config for pretraining."""
+        module = importlib.import_module(f"{__name__}.{self.module}")
+        return getattr(module, self.function)(*self.arguments)
 
 
-def _released(depth: int, target: str) -> tuple[str, Callable[[], GRPOConfig]]:
-    help_line = f"Released VAR-d{depth} with the first paper's settings and the reward {var.REWARDS[target]!r}."
-    return help_line, partial(var.var_recipe, depth, target)
+_DEPTHS = (16, 20, 24, 30, 36)
+_TARGETS = {"bright": "brightness", "dark": "darkness", "colorful": "colorfulness"}
 
-
-def _llamagen(size: str, pixels: int) -> tuple[str, Callable[[], GRPOConfig]]:
-    help_line = f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings and eight-part reward."
-    return help_line, partial(llamagen.llamagen_recipe, size, pixels)
-
-
-_EMOJI_RECIPES = (
-    emoji.emoji_dark,
-    emoji.emoji_bright,
-    emoji.emoji_colorful,
-    emoji.emoji_dark_no_kl,
-    emoji.emoji_bright_no_kl,
-    emoji.emoji_colorful_no_kl,
-    emoji.emoji_llamagen_colorful,
-    emoji.emoji_t2i_clip,
-)
-TRAIN_RECIPES: dict[str, tuple[str, Callable[[], GRPOConfig]]] = {
-    **{recipe.__name__.replace("_", "-"): _with_help(recipe) for recipe in _EMOJI_RECIPES},
-    **{f"var-d{d}-{target}": _released(d, target) for d in (16, 20, 24, 30, 36) for target in var.REWARDS},
-    **{f"llamagen-{size}-{pixels}": _llamagen(size, pixels) for size in llamagen.MICRO_BATCH for pixels in (256, 384)},
-    "llamagen-xl-t2i": (
+TRAIN_RECIPES: dict[str, Recipe] = {
+    "emoji-dark": Recipe(
+        "Emoji in pictures darker than 0.2; the share of such pictures rises from a few percent to 95 %.",
+        "emoji",
+        "emoji_dark",
+    ),
+    "emoji-bright": Recipe("Emoji in pictures of brightness 0.8 or more.", "emoji", "emoji_bright"),
+    "emoji-colorful": Recipe("Emoji in colorful pictures (Hasler & Süsstrunk's measure).", "emoji", "emoji_colorful"),
+    "emoji-dark-no-kl": Recipe(
+        "Emoji as dark as possible, without the KL penalty; shows the collapse in the first paper's Figure 7.",
+        "emoji",
+        "emoji_dark_no_kl",
+    ),
+    "emoji-bright-no-kl": Recipe("Emoji as bright as possible, without the KL penalty.", "emoji", "emoji_bright_no_kl"),
+    "emoji-colorful-no-kl": Recipe(
+        "Emoji as colorful as possible, without the KL penalty.", "emoji", "emoji_colorful_no_kl"
+    ),
+    "emoji-llamagen-colorful": Recipe(
+        "Next-token emoji in colorful pictures, with the second paper's guidance.", "emoji", "emoji_llamagen_colorful"
+    ),
+    "emoji-t2i-clip": Recipe(
+        "Emoji from 32 captions, rewarded for matching them (by the bundled emoji-clip).", "emoji", "emoji_t2i_clip"
+    ),
+    **{
+        f"var-d{depth}-{target}": Recipe(
+            f"Released VAR-d{depth} with the first paper's settings and the reward {reward!r}.",
+            "var",
+            "var_recipe",
+            (depth, reward),
+        )
+        for depth in _DEPTHS
+        for target, reward in _TARGETS.items()
+    },
+    **{
+        f"llamagen-{size}-{pixels}": Recipe(
+            f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings and eight-part reward.",
+            "llamagen",
+            "llamagen_recipe",
+            (size, pixels),
+        )
+        for size in ("b", "l", "xl")
+        for pixels in (256, 384)
+    },
+    "llamagen-xl-t2i": Recipe(
         "Released LlamaGen-XL on captions (--prompts FILE) with AR-GRPO's settings and eight-part reward.",
-        llamagen.llamagen_t2i_recipe,
+        "llamagen",
+        "llamagen_t2i_recipe",
     ),
 }
-"""GRPO recipes by name, each with one line of help."""
+"""Training recipes by name."""
 
-PRETRAIN_RECIPES: dict[str, tuple[str, Callable[[], AnyPretrainConfig]]] = {
-    "emoji-var": _with_help(pretraining.emoji_var),
-    "emoji-llamagen": _with_help(pretraining.emoji_llamagen),
-    "emoji-t2i": _with_help(pretraining.emoji_t2i),
-    "emoji-clip": _with_help(pretraining.emoji_clip),
-    "emoji-classifier": _with_help(pretraining.emoji_classifier),
-    "emoji-rival": _with_help(pretraining.emoji_rival),
+PRETRAIN_RECIPES: dict[str, Recipe] = {
+    "emoji-var": Recipe(
+        "64-pixel VAR of 512 emoji, from the npm package emoji-datasource-google or any folder of images.",
+        "pretraining",
+        "emoji_var",
+    ),
+    "emoji-llamagen": Recipe(
+        "64-pixel LlamaGen of the same 512 emoji; its tokenizer's convolutions start from those of emoji-var.",
+        "pretraining",
+        "emoji_llamagen",
+    ),
+    "emoji-t2i": Recipe(
+        "64-pixel LlamaGen that reads captions of the same emoji; starts from emoji-llamagen.",
+        "pretraining",
+        "emoji_t2i",
+    ),
+    "emoji-clip": Recipe(
+        "Image-text model of the same emoji and their captions, for rewards; every 16th emoji is held out.",
+        "pretraining",
+        "emoji_clip",
+    ),
+    "emoji-classifier": Recipe(
+        "Classifier of the same 512 emoji, for evaluation only.", "pretraining", "emoji_classifier"
+    ),
+    "emoji-rival": Recipe("Another classifier of the same emoji, for rewards only.", "pretraining", "emoji_rival"),
 }
-"""Pre-training recipes by name, each with one line of help."""
+"""Pretraining recipes by name."""

@@ -1,88 +1,91 @@
-"""Runs on the bundled generators: minutes on two CPU cores, no downloads."""
+"""Runs on the bundled generators. They take minutes on two CPU cores and need no downloads."""
 
 from dataclasses import replace
 
-from sfumato.objectives.grpo import LossConfig
-from sfumato.training.config import GRPOConfig
+from sfumato.engine.engine_config import EngineConfig
+from sfumato.objectives import GRPO
+from sfumato.settings import Settings
+from sfumato.training.train_config import TrainConfig
 
 
-def _emoji(reward: dict[str, float]) -> GRPOConfig:
-    return GRPOConfig(
+def _emoji(reward: dict[str, float]) -> TrainConfig:
+    return TrainConfig(
         model="emoji-var",
         reward=reward,
+        policy=Settings(temperature=0.7),
+        objective=GRPO(clip=0.2, kl_weight=0.1),
+        engine=EngineConfig(learning_rate=2e-4, final_learning_rate=5e-5),
         steps=45,
-        labels_per_step=8,
+        groups_per_step=8,
         group_size=16,
         minibatch_size=32,
-        learning_rate=2e-4,
-        final_learning_rate=5e-5,
-        loss=LossConfig(clip=0.2, kl_weight=0.1),
     )
 
 
-def emoji_dark() -> GRPOConfig:
-    """Emoji in pictures darker than 0.2: the share that meets the target rises from a few per cent to 95 %."""
+def emoji_dark() -> TrainConfig:
+    """Emoji in pictures darker than 0.2."""
     return _emoji({"dark": 1.0})
 
 
-def emoji_bright() -> GRPOConfig:
+def emoji_bright() -> TrainConfig:
     """Emoji in pictures of brightness 0.8 or more."""
     return _emoji({"bright": 1.0})
 
 
-def emoji_colorful() -> GRPOConfig:
-    """Emoji in colourful pictures (Hasler & Süsstrunk's measure)."""
+def emoji_colorful() -> TrainConfig:
+    """Emoji in colorful pictures (Hasler & Süsstrunk's measure)."""
     return _emoji({"colorfulness": 1.0})
 
 
-def _without_kl(reward: str) -> GRPOConfig:
-    """A reward without an upper target, no KL penalty and no decay of the learning rate: nothing holds the emoji."""
+def _without_kl(reward: str) -> TrainConfig:
+    """A reward without an upper limit, without KL penalty and learning rate decay, so nothing preserves the emoji."""
     config = _emoji({reward: 1.0})
-    return replace(config, steps=60, final_learning_rate=config.learning_rate, loss=LossConfig(clip=0.2, kl_weight=0.0))
+    engine = replace(config.engine, final_learning_rate=config.engine.learning_rate)
+    return replace(config, steps=60, engine=engine, objective=GRPO(clip=0.2, kl_weight=0.0))
 
 
-def emoji_dark_no_kl() -> GRPOConfig:
-    """As dark as can be, without the KL penalty: shows the collapse of the first paper's Figure 7."""
+def emoji_dark_no_kl() -> TrainConfig:
+    """Emoji as dark as possible, without the KL penalty."""
     return _without_kl("darkness")
 
 
-def emoji_bright_no_kl() -> GRPOConfig:
-    """As bright as can be, without the KL penalty."""
+def emoji_bright_no_kl() -> TrainConfig:
+    """Emoji as bright as possible, without the KL penalty."""
     return _without_kl("brightness")
 
 
-def emoji_colorful_no_kl() -> GRPOConfig:
-    """As colourful as can be, without the KL penalty."""
+def emoji_colorful_no_kl() -> TrainConfig:
+    """Emoji as colorful as possible, without the KL penalty."""
     return _without_kl("colorfulness")
 
 
-def _emoji_llamagen(model: str, reward: dict[str, float]) -> GRPOConfig:
-    """The second paper's guidance, temperature and KL weight; a learning rate for a small model and few steps."""
+def _emoji_llamagen(model: str, reward: dict[str, float]) -> TrainConfig:
+    """A run with the second paper's guidance, temperature and KL weight, and a learning rate for a small model and few
+    steps."""
     return replace(
         _emoji(reward),
         model=model,
+        policy=Settings(guidance=2.0),
         steps=30,
-        labels_per_step=16,
+        groups_per_step=16,
         group_size=8,
         minibatch_size=64,
-        temperature=1.0,
-        guidance=2.0,
     )
 
 
-def emoji_llamagen_colorful() -> GRPOConfig:
-    """Next-token emoji in colourful pictures, guided as in the second paper."""
+def emoji_llamagen_colorful() -> TrainConfig:
+    """Next-token emoji in colorful pictures, with the second paper's guidance."""
     return _emoji_llamagen("emoji-llamagen", {"colorfulness": 1.0})
 
 
-def emoji_t2i_clip() -> GRPOConfig:
-    """Emoji drawn from 32 captions, rewarded for fitting them (the bundled emoji-clip)."""
+def emoji_t2i_clip() -> TrainConfig:
+    """Emoji from 32 captions, rewarded for matching them (by the bundled emoji-clip)."""
+    config = _emoji_llamagen("emoji-t2i", {"emoji-clip": 1.0})
     return replace(
-        _emoji_llamagen("emoji-t2i", {"emoji-clip": 1.0}),
+        config,
         prompts="emoji-captions-few",
+        engine=replace(config.engine, learning_rate=1.5e-4, warmup_steps=3),
         steps=40,
-        labels_per_step=8,
+        groups_per_step=8,
         minibatch_size=32,
-        learning_rate=1.5e-4,
-        warmup_steps=3,
     )

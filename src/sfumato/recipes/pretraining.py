@@ -1,11 +1,8 @@
-"""How the bundled generators were trained."""
+"""Pretraining configs of the bundled models."""
 
 from dataclasses import replace
 
-from sfumato.families.llamagen.network import LlamaGenConfig
-from sfumato.families.llamagen.tokenizer import VQConfig
-from sfumato.families.var.network import VARConfig
-from sfumato.families.var.tokenizer import VQVAEConfig
+from sfumato.families import FAMILIES
 from sfumato.pretraining.generator_stage import GeneratorTraining
 from sfumato.pretraining.pretrain import (
     ClassifierPretrainConfig,
@@ -14,13 +11,15 @@ from sfumato.pretraining.pretrain import (
     RivalPretrainConfig,
 )
 from sfumato.pretraining.tokenizer_stage import TokenizerTraining
-from sfumato.settings import Inference
+from sfumato.settings import Settings
+
+VAR, LLAMAGEN = FAMILIES["var"], FAMILIES["llamagen"]
 
 
 def emoji_var() -> PretrainConfig:
     """64-pixel VAR of 512 emoji, from the npm package emoji-datasource-google or any folder of images."""
     return PretrainConfig(
-        tokenizer=VQVAEConfig(
+        tokenizer=VAR.tokenizer_shape(
             scales=(1, 2, 3, 4, 6, 8),
             vocab_size=1024,
             latent_channels=16,
@@ -30,17 +29,18 @@ def emoji_var() -> PretrainConfig:
             patch=2,
             norm_groups=8,
         ),
-        transformer=VARConfig(depth=6, width=192, num_heads=3, num_classes=512),
+        transformer=VAR.network_shape(depth=6, width=192, num_heads=3, num_classes=512),
         tokenizer_training=TokenizerTraining(steps=2700, batch_size=24, learning_rate=8e-4),
         generator_training=GeneratorTraining(steps=3800, batch_size=16, learning_rate=1.5e-3),
-        inference=Inference(guidance=1.5, temperature=0.7),
+        settings=Settings(guidance=1.5, temperature=0.7),
+        judge="emoji",
     )
 
 
-EMOJI_LLAMAGEN = LlamaGenConfig(
+EMOJI_LLAMAGEN = LLAMAGEN.network_shape(
     depth=6, width=192, num_heads=3, feed_forward_width=512, num_classes=512, condition_at_origin=True
 )
-EMOJI_VQ = VQConfig(
+EMOJI_VQ = LLAMAGEN.tokenizer_shape(
     grid_size=8,
     vocab_size=4096,
     code_width=8,
@@ -63,7 +63,8 @@ def emoji_llamagen() -> PretrainConfig:
         generator_training=GeneratorTraining(
             steps=12_000, batch_size=16, learning_rate=1e-3, token_noise=0.3, own_tokens=1.0
         ),
-        inference=Inference(guidance=2.0, temperature=0.6),
+        settings=Settings(guidance=2.0, temperature=0.6),
+        judge="emoji",
     )
 
 
@@ -79,12 +80,13 @@ def emoji_t2i() -> PretrainConfig:
         generator_training=GeneratorTraining(
             steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.3, own_tokens=1.0
         ),
-        inference=Inference(guidance=1.5, temperature=0.6),
+        settings=Settings(guidance=1.5, temperature=0.6),
+        judge="emoji",
     )
 
 
 def emoji_clip() -> ImageTextPretrainConfig:
-    """Image-text model of the same emoji and their captions, a reward; every 16th emoji is held out."""
+    """Image-text model of the same emoji and their captions, for rewards; every 16th emoji is held out."""
     return ImageTextPretrainConfig()
 
 

@@ -1,1 +1,1 @@
-"""One HTML file about runs: pictures, curves, figures, settings."""
+"""A report on runs as one HTML file: pictures, curves, figures and settings."""

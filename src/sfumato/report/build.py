@@ -1,4 +1,4 @@
-"""The page: data, style and script in one file that needs no other."""
+"""Build the page of a report: data, style and script in one self-contained file."""
 
 import html
 import json
@@ -14,14 +14,14 @@ from sfumato.report.folders import Row, differences, read_evaluation, read_run
 
 HERE = Path(__file__).parent
 MARK = '<meta name="generator" content="sfumato report">'
-"""what tells our files from others"""
+"""Mark that identifies files of this package."""
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of runs and evaluations; into the first run's folder if `out` is not given.
+    """Write a report on runs and evaluations, to the first run's folder if `out` is not given.
 
     Raises:
-        UserError: a folder is neither a run nor an evaluation, or `out` holds something else.
+        UserError: a folder is neither a run nor an evaluation, or `out` is an existing file that is not a report.
     """
     data = collect(folders)
     out = out or next(folder for folder in folders if is_run(folder)) / "report.html"
@@ -32,14 +32,16 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def collect(folders: Sequence[Path]) -> Row:
-    """All that the page shows.
+    """Collect the data of the page.
 
     Raises:
         UserError: a folder is neither a run nor an evaluation, or is given twice, or there is no run.
     """
     for folder in folders:
         if not is_run(folder) and not is_evaluation(folder):
-            state = "is no folder of `sfumato train` or `sfumato evaluate --out`" if folder.exists() else "is not there"
+            state = (
+                "was not written by `sfumato train` or `sfumato evaluate --out`" if folder.exists() else "is missing"
+            )
             raise UserError(f"run: {folder} {state}; give run folders, such as runs/emoji-dark")
     paths = [str(folder.resolve()) for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
@@ -59,30 +61,30 @@ def collect(folders: Sequence[Path]) -> Row:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this may be a run folder."""
+    """Return whether this looks like a run folder."""
     return (folder / "config.json").is_file()
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether `sfumato evaluate` has written here."""
+    """Return whether `sfumato evaluate` wrote this folder."""
     return (folder / "evaluation.json").is_file() and not is_run(folder)
 
 
 def check_out(out: Path) -> None:
-    """Refuse to overwrite what is no report.
+    """Refuse to overwrite anything but a report.
 
     Raises:
-        UserError: the message says what is there.
+        UserError: the path is a folder, or a file that is not a report.
     """
     if out.is_dir():
         raise UserError(f"out: {out} is a folder; name a file")
     if out.exists() and MARK.encode() not in out.read_bytes()[:1000]:
-        raise UserError(f"out: {out} is there and is no report of Sfumato; choose another --out")
+        raise UserError(f"out: {out} exists and is not a report of Sfumato; choose another --out")
 
 
 def page(data: Row) -> str:
-    """The file. Names and captions come from users: in HTML they are escaped, and in the script's JSON no `<` is left
-    that could end it."""
+    """Return the content of the file. Names and captions come from users, so they are escaped in HTML, and every `<` is
+    escaped in the script's JSON, so that they cannot end the script."""
     parts = {
         "mark": MARK,
         "title": html.escape(data["title"]),
@@ -90,5 +92,5 @@ def page(data: Row) -> str:
         "script": (HERE / "curves.js").read_text("utf-8") + (HERE / "report.js").read_text("utf-8"),
         "data": json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    # In one pass, so that what is put in is not looked at again.
+    # In one pass, so that inserted text is not searched for placeholders.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], (HERE / "page.html").read_text("utf-8"))

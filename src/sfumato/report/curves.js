@@ -1,21 +1,21 @@
 "use strict";
 
-/* Curves. One cursor for all of them. */
+/* Curves, with one shared cursor. */
 
 const TITLES = {
-  reward_mean: ["Reward", "mean of a step"],
-  reward_std: ["Reward", "standard deviation in a step"],
-  kl: ["KL to the reference", "nats a token"],
-  entropy: ["Entropy", "nats a token"],
-  images_per_second: ["Throughput", "images a second"],
+  reward_mean: ["Reward", "mean per step"],
+  reward_std: ["Reward", "standard deviation per step"],
+  kl: ["KL to the reference", "nats per token"],
+  entropy: ["Entropy", "nats per token"],
+  images_per_second: ["Throughput", "images per second"],
   clip_fraction: ["Clip fraction", ""],
   grad_norm: ["Gradient norm", ""],
   learning_rate: ["Learning rate", ""],
   ratio_mean: ["Ratio", "mean"],
-  equal_groups: ["Groups of equal rewards", "share"],
+  equal_groups: ["Groups with equal rewards", "share"],
   unscored: ["Images without a score", "share"],
   "fixed_set/reward_mean": ["Reward of the fixed pictures", "mean"],
-  "fixed_set/entropy": ["Entropy of the fixed pictures", "nats a token"],
+  "fixed_set/entropy": ["Entropy of the fixed pictures", "nats per token"],
 };
 const charts = [];
 
@@ -37,9 +37,9 @@ function ticks(low, high, most) {
   const rough = (high - low) / most || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
-  const found = [];
-  for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) found.push(k * step);
-  return [found, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
+  const marks = [];
+  for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) marks.push(k * step);
+  return [marks, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
 }
 
 function addChart(place, name) {
@@ -106,7 +106,7 @@ function draw(chart) {
   mark(chart, chart.step);
 }
 
-/* Of a plot as large as it is now: from steps and values to pixels, and from pixels to steps. */
+/* Scales for the current size of a plot: from steps and values to pixels, and from pixels to steps. */
 function scales({ plot, curves, steps }) {
   const known = curves
     .flatMap(({ values, spread }) => values.flatMap((value, n) => [value, ...band(value, spread?.[n])]))
@@ -148,24 +148,24 @@ function grid({ area, marks, steps, x, y }) {
   ];
 }
 
-/* A curve: a line with gaps where there is no value, points if they are few, and a band of one standard deviation. */
+/* A curve: a line with gaps at missing values, points if there are few, and a band of one standard deviation. */
 function trace({ x, y }, { n, steps, values, spread }) {
   const colour = `var(--run-${n % 6})`;
   const place = (at, value) => `${x(steps[at]).toFixed(1)},${y(value).toFixed(1)}`;
   const known = steps.map((_, at) => at).filter((at) => values[at] !== null);
   const line = known.map((at) => (at && values[at - 1] !== null ? "L" : "M") + place(at, values[at]));
-  const found = [drawn("path", { d: line.join(""), ...stroke(n) })];
+  const shapes = [drawn("path", { d: line.join(""), ...stroke(n) })];
   if (steps.length < 30) {
     const dot = (at) => ({ cx: x(steps[at]), cy: y(values[at]), r: 2.6, fill: colour, style: "stroke:none" });
-    found.push(...known.map((at) => drawn("circle", dot(at))));
+    shapes.push(...known.map((at) => drawn("circle", dot(at))));
   }
   const edges = spread ? known.filter((at) => spread[at] !== null) : [];
   if (edges.length) {
     const side = (sign) => edges.map((at) => place(at, values[at] + sign * spread[at]));
     const around = [...side(1), ...side(-1).reverse()].join("L");
-    found.unshift(drawn("path", { class: "band", d: `M${around}Z`, style: `fill:${colour}` }));
+    shapes.unshift(drawn("path", { class: "band", d: `M${around}Z`, style: `fill:${colour}` }));
   }
-  return found;
+  return shapes;
 }
 
 function moveCursor(step) {
@@ -175,7 +175,7 @@ function moveCursor(step) {
 function mark(chart, step) {
   chart.step = step;
   const at = step ?? chart.steps.at(-1);
-  const found = chart.curves
+  const readings = chart.curves
     .filter(({ steps }) => step === null || (steps[0] <= at && at <= steps.at(-1)))
     .map(({ run, n, steps, values }) => {
       const here = step === null ? steps.length - 1 : nearest(steps, at);
@@ -184,14 +184,14 @@ function mark(chart, step) {
   const several = runs.length > 1;
   chart.values.replaceChildren(
     ...(step === null ? [] : [element("span", {}, `step ${at}`)]),
-    ...found.map(({ run, value }) =>
+    ...readings.map(({ run, value }) =>
       element("span", {}, ...(several ? [swatch(run)] : []), element("b", {}, number(value))),
     ),
   );
   chart.plot.setAttribute("aria-valuenow", at);
   chart.plot.setAttribute(
     "aria-valuetext",
-    `step ${at}: ${found.map(({ run, value }) => `${several ? `${run.name} ` : ""}${number(value)}`).join(", ")}`,
+    `step ${at}: ${readings.map(({ run, value }) => `${several ? `${run.name} ` : ""}${number(value)}`).join(", ")}`,
   );
   if (!chart.overlay) return;
   chart.overlay.replaceChildren();
@@ -199,7 +199,7 @@ function mark(chart, step) {
   chart.overlay.append(
     drawn("line", { class: "cursor", x1: chart.x(at), x2: chart.x(at), y1: chart.area.top, y2: chart.area.bottom }),
   );
-  for (const { n, step, value } of found) {
+  for (const { n, step, value } of readings) {
     const dot = { cx: chart.x(step), cy: chart.y(value), r: 4.5, fill: `var(--run-${n % 6})` };
     if (value !== null) chart.overlay.append(drawn("circle", dot));
   }

@@ -1,4 +1,4 @@
-"""What folders of runs and evaluations hold, as the page shows it. What is missing or broken becomes a note."""
+"""Read the contents of run and evaluation folders for the page. Missing or broken files become notes."""
 
 import base64
 import io
@@ -12,35 +12,37 @@ from PIL import Image
 from sfumato.data.pictures import COLUMNS, tiles
 from sfumato.errors import UserError
 from sfumato.evaluation.runner import flat
+from sfumato.training.train_config import upgraded
 
 MAX_POINTS = 1000
-"""of a curve"""
+"""Largest number of points of a curve."""
 MAX_MOMENTS = 20
-"""of the pictures through training"""
+"""Largest number of steps with pictures."""
 MAX_SIDE = 192
-"""pixels of an embedded picture; larger ones are made smaller"""
+"""Largest side of an embedded picture in pixels; larger pictures are reduced."""
 SMALL = 96
-"""pixels of a picture that is kept at a higher quality, since it will be seen enlarged"""
+"""Largest side in pixels of a picture that is stored at higher quality, because the page enlarges it."""
 
 Row = dict[str, Any]
 """A JSON object."""
 
 
 def read_run(folder: Path, name: str) -> tuple[Row, Row]:
-    """A run as the page shows it, and its settings with dotted names.
+    """Return the data of a run for the page, and its settings with dotted names.
 
     Raises:
-        UserError: the folder is none that `sfumato train` wrote.
+        UserError: `sfumato train` did not write the folder.
     """
     config = read_object(folder / "config.json")
     if not isinstance(config.get("reward"), dict) or "steps" not in config:
-        raise UserError(f"run: {folder} is not from `sfumato train`, its config.json has no reward; leave it out")
+        raise UserError(f"run: {folder} is not from `sfumato train`: its config.json has no reward; leave it out")
+    config = upgraded(config)
     notes: list[str] = []
     metrics = read_rows(folder / "metrics.jsonl", notes)
     fixed_set = read_rows(folder / "fixed_set.jsonl", notes)
     moments = read_moments(folder / "samples", fixed_set, notes)
     if not all(moment["rewards"] for moment in moments[:1] + moments[-1:]):
-        notes.append("The rewards of single pictures were not kept; pairs cannot be sorted.")
+        notes.append("The rewards of individual pictures were not saved, so pairs cannot be sorted.")
     names = next((row["names"] for row in reversed(fixed_set) if isinstance(row.get("names"), list)), [])
     fixed = [{"step": row["step"]} | {f"fixed_set/{k}": v for k, v in row.items() if k != "step"} for row in fixed_set]
     run = {
@@ -49,7 +51,7 @@ def read_run(folder: Path, name: str) -> tuple[Row, Row]:
         "reward": " + ".join(config["reward"]),
         "steps": config["steps"],
         "done": metrics[-1]["step"] if metrics else 0,
-        "images_per_step": config.get("labels_per_step", 0) * config.get("group_size", 0),
+        "images_per_step": config.get("groups_per_step", 0) * config.get("group_size", 0),
         "evaluation": read_optional(folder / "evaluation.json", notes),
         "curves": curves(metrics) | curves(fixed),
         "moments": moments,
@@ -60,13 +62,13 @@ def read_run(folder: Path, name: str) -> tuple[Row, Row]:
 
 
 def read_evaluation(folder: Path, name: str) -> Row:
-    """A folder that `sfumato evaluate --out` wrote.
+    """Return the data of a folder that `sfumato evaluate --out` wrote.
 
     Raises:
         UserError: the evaluation is not finished.
     """
     if not (folder / "results.json").is_file():
-        raise UserError(f"run: the evaluation in {folder} is not finished; go on with the same `sfumato evaluate`")
+        raise UserError(f"run: the evaluation in {folder} is not finished; run the same `sfumato evaluate` again")
     suite = read_object(folder / "evaluation.json").get("suite", {})
     settings = {setting: as_text(value) for setting, value in flat(suite).items() if setting != "name"}
     return {
@@ -78,26 +80,26 @@ def read_evaluation(folder: Path, name: str) -> Row:
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[list[float]]]:
-    """Steps and values of every number in the rows, evenly thinned; all that is left is as it was logged."""
-    found: dict[str, list[list[float]]] = {}
+    """Return the steps and values of every number in the rows; long curves keep evenly spaced points, unchanged."""
+    points: dict[str, list[list[float]]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                steps, values = found.setdefault(name, [[], []])
+                steps, values = points.setdefault(name, [[], []])
                 steps.append(row["step"])
                 values.append(value)
-    return {name: [thinned(part, MAX_POINTS) for part in curve] for name, curve in found.items()}
+    return {name: [thinned(part, MAX_POINTS) for part in curve] for name, curve in points.items()}
 
 
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the items at even distances, with the first and the last."""
+    """Return at most `most` evenly spaced items, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
 def read_moments(folder: Path, fixed_set: Sequence[Row], notes: list[str]) -> list[Row]:
-    """The pictures of the same conditions and seeds through training, and their rewards where they were kept."""
+    """Return the pictures of the same conditions and seeds over the course of training, and their rewards if saved."""
     rewards = {row["step"]: row.get("rewards") for row in fixed_set}
     moments = []
     for path in thinned(sorted(folder.glob(f"step-{'[0-9]' * 6}.png")), MAX_MOMENTS):
@@ -115,7 +117,7 @@ def read_moments(folder: Path, fixed_set: Sequence[Row], notes: list[str]) -> li
 
 
 def embedded(picture: Image.Image) -> str:
-    """A picture as the address that holds it."""
+    """Encode a picture as a data URL."""
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=90 if max(picture.size) <= SMALL else 80, method=6)
@@ -123,7 +125,7 @@ def embedded(picture: Image.Image) -> str:
 
 
 def differences(settings: Sequence[Row]) -> list[Row]:
-    """All settings of all runs: name, value in each run (None where it has none), and whether they differ."""
+    """Return all settings of all runs: name, value in each run (None if it has none), and whether the values differ."""
     rows = []
     for name in dict.fromkeys(name for run in settings for name in run):
         values = [as_text(run[name]) if name in run else None for run in settings]
@@ -132,12 +134,13 @@ def differences(settings: Sequence[Row]) -> list[Row]:
 
 
 def as_text(value: object) -> str:
-    """A setting as a person would write it."""
+    """Return the value of a setting as readable text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_rows(path: Path, notes: list[str]) -> list[Row]:
-    """The objects in a file of one a line, by step; lines that are none are counted in a note and left out."""
+    """Read a file with one JSON object per line and sort the objects by step; a note counts the broken lines, which are
+    left out."""
     rows, broken = {}, 0
     for line in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
@@ -151,7 +154,7 @@ def read_rows(path: Path, notes: list[str]) -> list[Row]:
 
 
 def read_optional(path: Path, notes: list[str]) -> Row:
-    """An object in a file; nothing if there is none."""
+    """Read a JSON object from a file; return an empty one if the file is missing or broken."""
     try:
         return read_object(path) if path.is_file() else {}
     except ValueError:
@@ -160,15 +163,15 @@ def read_optional(path: Path, notes: list[str]) -> Row:
 
 
 def read_object(path: Path) -> Row:
-    """An object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        UserError: the file holds none.
+        UserError: the file does not contain a JSON object.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise UserError(f"run: {path} is not JSON ({error}); mend it or leave the folder out") from error
-    if not isinstance(found, dict):
-        raise UserError(f"run: {path} holds no JSON object; mend it or leave the folder out")
-    return found
+        raise UserError(f"run: {path} is not JSON ({error}); fix it or leave the folder out") from error
+    if not isinstance(content, dict):
+        raise UserError(f"run: {path} does not contain a JSON object; fix it or leave the folder out")
+    return content

@@ -5,7 +5,7 @@ const { runs } = data;
 const illustrated = runs.filter((run) => run.moments.length);
 const SVG = "http://www.w3.org/2000/svg";
 
-/* Elements. All text goes in as text, never as HTML. */
+/* Elements. All text is inserted as text, never as HTML. */
 
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -59,7 +59,7 @@ function card(run) {
   change("Class accuracy", "class_accuracy_top1", "top-1");
   for (const [title, name, hint] of [
     ["KL", "kl", "to the reference, last step"],
-    ["Throughput", "images_per_second", "images a second, median"],
+    ["Throughput", "images_per_second", "images per second, median"],
   ]) {
     const values = (run.curves[name]?.[1] ?? []).filter((value) => value !== null);
     if (name === "images_per_second") values.sort((a, b) => a - b);
@@ -112,7 +112,7 @@ function showScenes(position) {
   for (let n = 0; n < moments[0].images.length; n++) {
     const place = { image: element("img", { alt: "" }), score: element("small") };
     places.push(place);
-    // Pictures of the same thing stand together, and so do two of which it is not known.
+    // Pictures with the same name are grouped, up to four; pictures without a name are grouped in pairs.
     if (!n || names[n] !== names[n - 1] || frames.childElementCount === (names[n] ? 4 : 2)) {
       frames = element("div", { class: "frames" });
       figures.push(element("figure", {}, frames, ...(names[n] ? [element("figcaption", {}, names[n])] : [])));
@@ -152,9 +152,9 @@ function showPairs() {
   if (sign) pairs.sort((a, b) => rank(a) - rank(b) || a.n - b.n);
   find("#pairs .lead").textContent =
     first === last
-      ? "There is only one set of pictures yet: nothing to compare."
-      : `Step ${first.step} on the left, step ${last.step} on the right, from the same seed` +
-        (rewarded ? "; the reward below, and its change." : ".");
+      ? "There is only one set of pictures so far, so there is nothing to compare."
+      : `Step ${first.step} on the left and step ${last.step} on the right, with the same seed` +
+        (rewarded ? "; the rewards and their change are below." : ".");
   find("#pairs .sort").hidden = !rewarded || first === last;
   find(".pairs").replaceChildren(
     ...(first === last ? [] : pairs).map((pair) => {
@@ -220,7 +220,7 @@ function showEvaluation() {
     const { before, after = {} } = run.evaluation;
     if (!before) continue;
     const parts = Object.keys(before).filter((name) => name.startsWith("reward/"));
-    const alone = parts.length === 1 && before[parts[0]] === before.reward_mean ? parts[0] : ""; // says the same twice
+    const alone = parts.length === 1 && before[parts[0]] === before.reward_mean ? parts[0] : ""; // would repeat the mean
     const names = Object.keys({ ...before, ...after }).filter((name) => name !== "images" && name !== alone);
     const rows = names.map((name) => {
       const change =
@@ -228,7 +228,7 @@ function showEvaluation() {
       return [titled(name), number(before[name]), number(after[name]), number(change, true)];
     });
     place.append(
-      table(run.name, `${before.images} fresh images, the same seeds`, ["", "before", "after", "change"], rows),
+      table(run.name, `${before.images} fresh images, with the same seeds`, ["", "before", "after", "change"], rows),
     );
   }
   for (const { name, suite, settings, targets } of data.evaluations) {
@@ -247,8 +247,8 @@ function showEvaluation() {
     ]);
     const hint =
       Object.values(targets).length > 1
-        ? `${suite}; below, 95 % intervals and differences to the first`
-        : `${suite}; below, 95 % intervals`;
+        ? `${suite}; below each value, its 95 % interval and its difference to the first`
+        : `${suite}; below each value, its 95 % interval`;
     const whole = element("div", {}, table(name, hint, ["", ...Object.keys(targets)], rows));
     const options = Object.entries(settings);
     if (options.length)
@@ -298,7 +298,7 @@ function showTheme(scheme) {
   if (scheme) document.documentElement.style.colorScheme = scheme;
   const dark = (scheme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   find("#theme").textContent = dark ? "Light" : "Dark";
-  find("#theme").setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colours`);
+  find("#theme").setAttribute("aria-label", `Switch to ${dark ? "light" : "dark"} colors`);
   find("#theme").onclick = () => showTheme(dark ? "light" : "dark");
 }
 
@@ -311,4 +311,4 @@ showTheme();
 for (const section of document.querySelectorAll("main > section:not([hidden])"))
   find("nav").append(element("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
 find("footer p").textContent =
-  `Written by sfumato report, version ${data.version}. This file holds all that it shows and fetches nothing.`;
+  `Written by sfumato report, version ${data.version}. This file is self-contained and loads nothing else.`;

@@ -1,4 +1,4 @@
-"""Rewards: functions of images in [0, 1] and conditions; higher is better, NaN is no score."""
+"""Rewards: functions of images in [0, 1] and words. Higher is better; NaN means that there is no score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,20 +28,20 @@ from sfumato.rewards.names import Maker, build_part
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward as it is listed."""
+    """An entry in the list of rewards."""
 
     make: Maker
-    """the function, or the class whose arguments are the options"""
+    """the reward function, or the class whose arguments are the options"""
     range: str
-    """values of the score"""
+    """range of the score"""
     extra: str = ""
-    """of the package: pip install 'sfumato[EXTRA]'"""
+    """extra to install: pip install 'sfumato[EXTRA]'"""
     weights: str = ""
-    """hub id of the default weights; nothing if they come with a package"""
+    """hub id of the default weights; empty if they come with a package"""
     runs_on: str = "any device"
-    """where it computes"""
+    """where the reward is computed"""
     without_extra: str = ""
-    """what it can score without the extra, if anything"""
+    """what the reward can score without the extra; empty if nothing"""
 
 
 SERVER = "a server"
@@ -61,28 +61,30 @@ REWARDS: dict[str, Entry] = {
     "unifiedreward": Entry(unifiedreward.UnifiedReward, "0.2 to 1", runs_on=SERVER),
     "deqa": Entry(deqa.DeQA, "1 to 5", runs_on=SERVER),
     "imagereward": Entry(imagereward.ImageReward, "about -2 to 2", "clip", "zai-org/ImageReward"),
-    "maniqa": Entry(iqa.Iqa, "0 to 1; others differ", "iqa", "of pyiqa"),
+    "maniqa": Entry(iqa.Iqa, "0 to 1; others differ", "iqa", "from pyiqa"),
     "classifier": Entry(
-        classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "of torchvision", without_extra="emoji"
+        classifier.Classifier, "at most 0 nats; 0 or 1", "torchvision", "from torchvision", without_extra="emoji"
     ),
     "emoji-clip": Entry(emoji_clip.EmojiClip, "-1 to 1"),
     "ocr": Entry(ocr.Ocr, "0 to 1", "ocr", runs_on="CPU"),
     "safety": Entry(safety.Safety, "-1 to 0", "safety", runs_on="CPU"),
-    "http": Entry(remote.Remote, "of the reward that is served", runs_on=SERVER),
+    "http": Entry(remote.Remote, "that of the served reward", runs_on=SERVER),
 }
-"""Rewards by name."""
+"""All built-in rewards by name."""
 
 
 def build_reward(weights: Mapping[str, float]) -> WeightedSum:
-    """The weighted sum of rewards and compositions by name, `path/to/file.py:function` or address, with options.
+    """Build the weighted sum of rewards, each given by name, as `path/to/file.py:function`, or by address.
+
+    Names may carry options, and the name of a composition stands for its parts.
 
     Raises:
-        UserError: none is given, or one does not exist, is misspelt, or lacks a package or weights.
+        UserError: no reward is given, or one does not exist, is misspelled, or lacks a package or weights.
     """
     if not weights:
-        raise UserError("reward: none is given; give at least one with its weight, such as brightness 1")
+        raise UserError("reward: no reward is given; give at least one with its weight, such as brightness 1")
     if not any(weights.values()):
-        raise UserError(f"reward: every weight is 0; give {next(iter(weights))} another")
+        raise UserError(f"reward: every weight is 0; give {next(iter(weights))} a nonzero weight")
     known = {name: entry.make for name, entry in REWARDS.items()}
     return WeightedSum({name: build_part(name, weight, known) for name, weight in expand(weights).items()})
 

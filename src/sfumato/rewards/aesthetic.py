@@ -1,4 +1,4 @@
-"""LAION's aesthetic predictor V2 (Schuhmann 2022): people's ratings from 1 to 10, from the CLIP embedding alone."""
+"""LAION's aesthetic predictor V2 (Schuhmann 2022): predicts human ratings, 1 to 10, from the CLIP embedding alone."""
 
 import functools
 from dataclasses import dataclass
@@ -7,42 +7,47 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import load_clip
-from sfumato.rollout import Conditions
 
 WIDTHS = (1024, 128, 64, 16, 1)
-"""of the five linear layers"""
+"""Output widths of the five linear layers."""
 DROPOUTS = (0.2, 0.2, 0.1)
-"""after the first three; they number the published weights and do nothing here"""
+"""Dropout rates after the first three layers. They have no effect here, but the names of the published weights count
+them as layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aesthetic:
-    """Predicted rating; about 4 to 7 for generated images."""
+    """Predicted rating, about 4 to 7 for generated images."""
 
     model: str = "openai/clip-vit-large-patch14"
     """CLIP ViT-L/14: hub id or folder"""
     head: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"
-    """the linear layers: a file, or owner/repository/file of the hub"""
+    """file with the linear layers, or owner/repository/file on the hub"""
 
     def __post_init__(self):
         width = load_clip(self.model).model.config.projection_dim
-        found = load_head(self.head).state_dict()["0.weight"].shape[1]
-        if found != width:
-            raise UserError(f"head: {self.head} reads embeddings of {found}, not {width} as {self.model}; give its own")
+        head_width = load_head(self.head).state_dict()["0.weight"].shape[1]
+        if head_width != width:
+            raise UserError(
+                f"head: {self.head} expects embeddings of width {head_width}, not {width} as in {self.model}; "
+                "give the head of this model"
+            )
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
         embeddings = load_clip(self.model).image_embeddings(images)
         return load_head(self.head).to(images.device)(embeddings).squeeze(1)
 
 
 @functools.cache
 def load_head(path: str) -> nn.Sequential:
-    """The linear layers of a published file, whose names are layers.0, layers.2, layers.4, layers.6 and layers.7.
+    """Load the linear layers from a published file, where they are named layers.0, layers.2, layers.4, layers.6 and
+    layers.7.
 
     Raises:
-        UserError: the file is not there or holds something else.
+        UserError: the file does not exist or contains something else.
     """
     tensors = {name.removeprefix("layers."): tensor.float() for name, tensor in needs.weights(path).items()}
     if "0.weight" not in tensors:
@@ -54,10 +59,10 @@ def load_head(path: str) -> nn.Sequential:
 
 
 def build_head(tensors: dict[str, Tensor]) -> nn.Sequential:
-    """Five linear layers with these weights, named 0, 2, 4, 6 and 7; ImageReward ends in the same.
+    """Build five linear layers with these weights, named 0, 2, 4, 6 and 7. ImageReward has the same head.
 
     Raises:
-        RuntimeError: the weights are others.
+        RuntimeError: the weights do not fit these layers.
     """
     layers: list[nn.Module] = []
     before = tensors["0.weight"].shape[1]

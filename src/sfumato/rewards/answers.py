@@ -1,4 +1,4 @@
-"""Numbers in what a language model says, which is rarely quite the JSON it was asked for."""
+"""Extract numbers from the answers of language models, which often are not exactly the requested JSON."""
 
 import json
 import math
@@ -10,22 +10,22 @@ NUMBER = r"-?\d+(?:\.\d+)?|-?\.\d+"
 
 
 def find_number(answer: str, key: str, lowest: float, highest: float) -> float:
-    """The number called `key` in an answer; NaN if there is none, or it is out of range.
+    """Return the number under `key` in an answer; NaN if there is none or it is out of range.
 
     Code fences, prose around the object, comments, trailing commas, single quotes, Python's True, numbers as text,
-    "4/5" and "4 out of 5" are understood. Of several objects the last one that has the key counts. An object of
-    numbers stands for their sum.
+    "4/5" and "4 out of 5" are accepted. If several objects have the key, the last one counts. If the value is an object
+    of numbers, the result is their sum.
     """
-    found = math.nan
+    result = math.nan
     for value in _values(answer, key):
         number = _as_number(value)
         if not math.isnan(number):
-            found = number
-    return found if lowest <= found <= highest else math.nan
+            result = number
+    return result if lowest <= result <= highest else math.nan
 
 
 def _values(answer: str, key: str) -> list[Any]:
-    """What follows the key wherever it stands, parsed as JSON if it is JSON, else as text."""
+    """Return what follows each occurrence of the key, parsed as JSON if it is JSON, otherwise as text."""
     decoder, values = json.JSONDecoder(), []
     for match in re.finditer(rf"[\"'*]*\b{re.escape(key)}\b[\"'*]*\s*[:=]\s*", answer, re.IGNORECASE):
         rest = answer[match.end() :].lstrip("*` \n")

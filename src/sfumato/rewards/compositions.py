@@ -1,4 +1,4 @@
-"""Rewards of published papers as named sums: a composition's name stands for its parts in `--reward`."""
+"""Rewards of published papers as named sums. In `--reward`, the name of a composition stands for its parts."""
 
 from collections.abc import Mapping
 
@@ -10,18 +10,19 @@ CONDITIONAL = {
     "clip?levels=0.5,1,1.5": 1.0,
     "hps?levels=0.5,1,1.5": 1.0,
 }
-"""AR-GRPO (Yuan et al. 2025, section 3.2): fidelity to the condition, continuous and quantised"""
+"""AR-GRPO (Yuan et al. 2025, section 3.2): fidelity to the condition, continuous and quantized."""
 QUALITY = {"maniqa?scale=2": 1.0}
-"""AR-GRPO: quality of the image"""
+"""AR-GRPO: image quality."""
 REALISM = {
     "judge?aspect=quality&scale=0.25": 1.0,
     "judge?aspect=real&scale=0.25": 1.0,
     "judge?aspect=strange&scale=0.25": 1.0,
 }
-"""AR-GRPO: realism, by a vision-language model"""
+"""AR-GRPO: realism, judged by a vision-language model."""
 
 RELEASED = "levels=-1,0.5,1,1.5&thresholds=0,0.3,0.6"
-"""AR-GRPO's code, where the paper is silent: thresholds of the quantised variants, and a fourth level below 0"""
+"""From AR-GRPO's code, because the paper does not specify them: thresholds of the quantized variants, and a fourth
+level below 0."""
 
 COMPOSITIONS: dict[str, dict[str, float]] = {
     "ar-grpo": {**CONDITIONAL, **QUALITY, **REALISM},
@@ -39,15 +40,15 @@ COMPOSITIONS: dict[str, dict[str, float]] = {
     "var-painting": {"clip?prompt=a painting": 1.0},
     "var-aesthetic-painting": {"aesthetic?scale=0.1": 1.0, "clip?prompt=a painting": 1.0},
 }
-"""Sums by name: AR-GRPO's eight parts, its ablations A to D, the eight as its code has them; and the rewards of
-Gallici & Sáez de Ocáriz Borde (2025). The scale in the last one is ours: it makes the two spread alike."""
+"""Sums by name: AR-GRPO's eight parts, its ablations A to D, the eight parts as in its code, and the rewards of
+Gallici & Sáez de Ocáriz Borde (2025). The scale in the last sum is our choice; it gives both a similar spread."""
 
 
 def expand(weights: Mapping[str, float]) -> dict[str, float]:
-    """The weights, with every composition replaced by its parts times the composition's weight.
+    """Replace every composition by its parts, whose weights are multiplied by the weight of the composition.
 
-    An option of a composition names the reward that it is for: `ar-grpo?judge.endpoint=http://127.0.0.1:8000/v1`.
-    Thresholds are for its quantised variant alone.
+    An option of a composition names the reward that it applies to: `ar-grpo?judge.endpoint=http://127.0.0.1:8000/v1`.
+    Thresholds apply only to the quantized variant of the reward.
 
     Raises:
         UserError: an option of a composition names none of its rewards.
@@ -69,7 +70,7 @@ def _parts(name: str) -> Mapping[str, float]:
         reward, dot, option = item.partition(".")
         if not dot or reward not in rewards:
             example = f"{rewards[0]}.{option or item}"
-            raise UserError(f"reward {name!r}: {item!r} is for none of its rewards; write {example}, for example")
+            raise UserError(f"reward {name!r}: {item!r} does not name one of its rewards; write {example}, for example")
         quantised = option.startswith("thresholds=")
         parts = {
             f"{part}{'&' if '?' in part else '?'}{option}"

@@ -1,4 +1,4 @@
-"""Requests to servers: with a time limit, repeated with growing pauses, several at a time."""
+"""Requests to servers, with a time limit, retries with increasing pauses, and several requests at a time."""
 
 import base64
 import http.client
@@ -17,37 +17,37 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from sfumato.data.preprocessing import to_pictures
+from sfumato.data.pictures import to_pictures
 from sfumato.errors import UserError
 
 Item = TypeVar("Item")
 
 REPEATED = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be gone at the next try"""
+"""HTTP statuses after which a request is retried."""
 LONGEST_PAUSE = 30.0
-"""seconds between tries, at most"""
+"""Longest pause between two attempts, in seconds."""
 
 
 class EndpointError(RuntimeError):
-    """A server that cannot be reached, or that refuses."""
+    """A server cannot be reached, or refuses the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """How a server is asked."""
+    """Settings for requests to a server."""
 
     timeout: float = 120.0
-    """seconds that one answer may take"""
+    """time limit for one answer, in seconds"""
     retries: int = 8
-    """further tries when the server is away or overloaded; the pauses grow from 0.5 to 30 seconds"""
+    """number of retries when the server is unavailable or overloaded; the pauses grow from 0.5 to 30 seconds"""
     token: str = ""
-    """sent as a bearer token, if there is one"""
+    """bearer token to send; none if empty"""
 
     def post(self, url: str, body: bytes, content_type: str) -> bytes:
-        """The server's answer.
+        """Send a POST request and return the body of the response.
 
         Raises:
-            EndpointError: there is none, or the server refuses; the message names the address and the reason.
+            EndpointError: the server does not answer or refuses; the message names the address and the reason.
         """
         headers = {"Content-Type": content_type}
         if self.token:
@@ -63,27 +63,27 @@ class Requests:
                     reason = f"{error.code} {error.read(2000).decode(errors='replace')}".strip()
                 if error.code not in REPEATED:
                     raise EndpointError(f"{url} refused: {reason}") from None
-            except (OSError, http.client.HTTPException) as error:  # unreachable, cut off, or too slow
+            except (OSError, http.client.HTTPException) as error:  # unreachable, disconnected or too slow
                 reason = f"{type(error).__name__}: {error}"
             if attempt < self.retries:
                 time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
-        raise EndpointError(f"{url} does not answer after {self.retries + 1} tries ({reason}); is the server running?")
+        raise EndpointError(f"{url} did not answer {self.retries + 1} requests ({reason}); is the server running?")
 
     def post_json(self, url: str, content: Any) -> Any:
-        """The server's answer, both ways as JSON.
+        """Send JSON and return the JSON of the response.
 
         Raises:
-            EndpointError: there is none, the server refuses, or the answer is not JSON.
+            EndpointError: the server does not answer or refuses, or the answer is not JSON.
         """
         answer = self.post(url, json.dumps(content).encode(), "application/json")
         try:
             return json.loads(answer)
         except ValueError as error:
-            raise EndpointError(f"{url} answered with what is not JSON: {answer[:80]!r}") from error
+            raise EndpointError(f"{url} returned an answer that is not JSON: {answer[:80]!r}") from error
 
 
 def ask_all(ask: Callable[[Item], Any], items: Sequence[Item], concurrency: int) -> list[Any]:
-    """`ask` of every item, some at a time; the results are in the order of the items."""
+    """Call `ask` for every item, `concurrency` at a time, and return the results in the order of the items."""
     with ThreadPoolExecutor(max_workers=max(1, concurrency)) as pool:
         return list(pool.map(ask, items))
 
@@ -91,10 +91,10 @@ def ask_all(ask: Callable[[Item], Any], items: Sequence[Item], concurrency: int)
 def chat(
     requests: Requests, endpoint: str, model: str, text: str, picture: Image.Image, **options: Any
 ) -> dict[str, Any]:
-    """First choice of an OpenAI-compatible server's answer to a text and a picture, at temperature 0.
+    """Send a text and a picture to an OpenAI-compatible server at temperature 0, and return its first choice.
 
     Raises:
-        EndpointError: as of `post_json`, or the answer has another form.
+        EndpointError: `post_json` fails, or the answer has no choices.
     """
     url = f"{endpoint.rstrip('/')}/chat/completions"
     address = f"data:image/png;base64,{base64.b64encode(as_png(picture)).decode()}"
@@ -116,28 +116,28 @@ def chat(
 
 
 def as_png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """Return a picture encoded as PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def pictures_of(images: Float[Tensor, "B 3 H W"], side: int | None = None) -> list[Image.Image]:
-    """Images in [0, 1] as pictures, resized to a square if a side is given."""
+    """Convert images in [0, 1] to pictures, resized to a square if a side is given."""
     pictures = to_pictures(images)
     return pictures if side is None else [p.resize((side, side), Image.Resampling.BICUBIC) for p in pictures]
 
 
 def check_address(endpoint: str) -> None:
-    """Complain about an endpoint that is none.
+    """Check the form of an endpoint's address.
 
     Raises:
         UserError: it does not begin with http:// or https://.
     """
     if not endpoint.startswith(("http://", "https://")):
-        raise UserError(f"endpoint: {endpoint!r} is no address; give one such as http://127.0.0.1:8000/v1")
+        raise UserError(f"endpoint: {endpoint!r} is not an HTTP address; give one such as http://127.0.0.1:8000/v1")
 
 
 def api_key() -> str:
-    """The key of OpenAI-compatible servers, from the environment; servers of one's own need none."""
+    """Return the key for OpenAI-compatible servers from the environment; empty if not set (local servers need none)."""
     return os.environ.get("OPENAI_API_KEY", "")

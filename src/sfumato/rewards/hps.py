@@ -1,4 +1,4 @@
-"""HPSv2.1 (Wu et al. 2023): CLIP ViT-H/14 trained on people's preferences, published with open_clip's names."""
+"""HPSv2.1 (Wu et al. 2023): CLIP ViT-H/14 trained on human preferences. The weights have open_clip's names."""
 
 import functools
 import re
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sfumato.data.preprocessing import pad_square
 from sfumato.errors import UserError
+from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip
-from sfumato.rollout import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +19,20 @@ class Hps:
     """Cosine of image and caption, -1 to 1; 0.2 to 0.35 in practice."""
 
     weights: str = "xswu/HPSv2/HPS_v2.1_compressed.pt"
-    """open_clip's checkpoint: a file, or owner/repository/file of the hub"""
+    """checkpoint of open_clip: a file, or owner/repository/file on the hub"""
     base: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-    """shape and tokenizer of the same model in transformers: hub id or folder"""
+    """config and tokenizer of the same model in transformers' format: hub id or folder"""
 
     def __post_init__(self):
         load_hps(self.weights, self.base)
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
-        return load_hps(self.weights, self.base).cosines(images, conditions.captions)
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
+        return load_hps(self.weights, self.base).cosines(images, words.captions)
 
 
 @functools.cache
 def load_hps(weights: str, base: str) -> Clip:
-    """The model in a checkpoint of open_clip; the same object at every call.
+    """Load the model from an open_clip checkpoint; later calls return the same object.
 
     Raises:
         UserError: transformers is missing, or the model cannot be loaded.
@@ -68,17 +68,17 @@ NAMES = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-"""open_clip's names and those of transformers, as patterns to be replaced one after another"""
+"""Patterns for open_clip's names and their replacements in transformers, applied in order."""
 
 
 def from_open_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of open_clip's CLIP with the names of transformers' CLIPModel, in float32.
+    """Convert a state dict of open_clip's CLIP to that of transformers' CLIPModel, in float32.
 
-    Projections are transposed, and queries, keys and values are separate matrices there.
+    Projections are transposed, and the matrix of queries, keys and values is split into three.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if name == "attn_mask":  # a constant
+        if name == "attn_mask":  # constant
             continue
         tensor = tensor.float()
         if name in ("visual.proj", "text_projection"):

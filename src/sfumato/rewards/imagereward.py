@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023): BLIP's text encoder, which looks at the image, and five linear layers."""
+"""ImageReward (Xu et al. 2023): BLIP's text encoder with cross-attention to the image, and five linear layers."""
 
 import functools
 import re
@@ -10,33 +10,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sfumato.data.preprocessing import crop_square, normalise
+from sfumato.data.preprocessing import crop_square, normalize
 from sfumato.errors import UserError
+from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.aesthetic import build_head
 from sfumato.rewards.sharing import OncePerBatch
-from sfumato.rollout import Conditions
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""of the raw scores, as published: they make the reward's mean 0 and its standard deviation 1"""
+"""Published mean and standard deviation of the raw scores, which normalize the reward to mean 0 and deviation 1."""
 LONGEST = 35
-"""text tokens of a caption"""
+"""Number of text tokens that captions are truncated or padded to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReward:
-    """Preference for the image given its caption; about -2 to 2, 0 on average."""
+    """Human preference for the image given its caption, about -2 to 2 and 0 on average."""
 
     weights: str = "zai-org/ImageReward/ImageReward.pt"
-    """the published checkpoint: a file, or owner/repository/file of the hub"""
+    """published checkpoint: a file, or owner/repository/file on the hub"""
     tokenizer: str = "google-bert/bert-base-uncased"
-    """hub id or folder"""
+    """hub id or folder of the tokenizer"""
 
     def __post_init__(self):
         load_imagereward(self.weights, self.tokenizer)
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
-        return load_imagereward(self.weights, self.tokenizer).scores(images, conditions.captions)
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
+        return load_imagereward(self.weights, self.tokenizer).scores(images, words.captions)
 
 
 class Loaded:
@@ -49,7 +49,7 @@ class Loaded:
 
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "B 3 H W"], captions: Sequence[str]) -> Float[Tensor, " B"]:
-        """The published reward of each image and caption."""
+        """Return the reward of each image and its caption, as published."""
         networks = self.networks.to(images.device)
         features = self._last(images, lambda: self._features(images))
         tokens = self.tokenizer(
@@ -66,12 +66,14 @@ class Loaded:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         vision: Any = self.networks["vision"]
-        return vision(pixel_values=normalise(crop_square(images, vision.config.image_size))).last_hidden_state
+        return vision(pixel_values=normalize(crop_square(images, vision.config.image_size))).last_hidden_state
 
 
 @functools.cache
 def load_imagereward(weights: str, tokenizer: str) -> Loaded:
-    """The model in a published checkpoint, whose shapes tell its size; the same object at every call.
+    """Load the model from a published checkpoint; later calls return the same object.
+
+    The size of the model follows from the shapes of the weights.
 
     Raises:
         UserError: transformers is missing, or the model cannot be loaded.
@@ -92,7 +94,7 @@ def load_imagereward(weights: str, tokenizer: str) -> Loaded:
         head = build_head(head_tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"weights: {weights} are not ImageReward's ({reason}); give ImageReward.pt") from error
+        raise UserError(f"weights: {weights} are not those of ImageReward ({reason}); give ImageReward.pt") from error
     return Loaded(vision, text, head, words)
 
 
@@ -106,11 +108,12 @@ NAMES = (
     (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.mlp."),
     (r"^norm\.", "post_layernorm."),
 )
-"""names of BLIP's image encoder and those of transformers; its text encoder has the same ones in both"""
+"""Patterns for the names of BLIP's image encoder and their replacements in transformers. The names of its text encoder
+are the same in both."""
 
 
 def split_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """A published state dict as those of the image encoder, the text encoder and the linear layers."""
+    """Split a published state dict into those of the image encoder, the text encoder and the linear layers."""
     vision, text, head = {}, {}, {}
     for name, tensor in tensors.items():
         if name.startswith("blip.visual_encoder."):
@@ -126,7 +129,7 @@ def split_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 
 def vision_shape(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of the image encoder's config; heads are 64 wide in every published size."""
+    """Return the arguments of the image encoder's config; heads have width 64 in every published size."""
     width, _, patch, _ = tensors["embeddings.patch_embedding.weight"].shape
     side = round((tensors["embeddings.position_embedding"].shape[1] - 1) ** 0.5) * patch
     return {
@@ -141,7 +144,7 @@ def vision_shape(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def text_shape(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of the text encoder's config; heads are 64 wide in every published size."""
+    """Return the arguments of the text encoder's config; heads have width 64 in every published size."""
     words, width = tensors["embeddings.word_embeddings.weight"].shape
     return {
         "vocab_size": words,

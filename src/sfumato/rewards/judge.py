@@ -1,5 +1,5 @@
-"""A vision-language model as judge of the aspects of AR-GRPO (Yuan et al. 2025, section 3.2): quality, realism and
-strange features, asked for together in one question an image."""
+"""A vision-language model that judges the aspects of AR-GRPO (Yuan et al. 2025, section 3.2): quality, realism and
+strange features. One question per image asks for all three."""
 
 import functools
 import math
@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.request import Words
 from sfumato.rewards.answers import find_number
 from sfumato.rewards.endpoint import Requests, api_key, ask_all, chat, check_address, pictures_of
 from sfumato.rewards.sharing import OncePerBatch
 from sfumato.rewards.vlm import load_vlm
-from sfumato.rollout import Conditions
 
 Aspect = Literal["quality", "real", "strange"]
 HIGHEST: dict[Aspect, float] = {"quality": 5.0, "real": 1.0, "strange": 1.0}
-"""best answer to each question; the lowest is 0"""
+"""Highest mark for each aspect; the lowest is 0."""
 
 QUESTION = """The image was generated for the text: "{caption}". Look at it closely, then judge it.
 1. quality: the sum of five marks, each from 0 to 1 (fractions are allowed): the object is of the category that the \
@@ -32,26 +32,27 @@ Answer with JSON alone, such as {"quality": 3.5, "real": 0, "strange": 1}."""
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """The judge's mark for one aspect: quality 0 to 5; real 0 or 1; strange 0 or 1, where 1 is nothing strange.
+    """The judge's mark for one aspect: quality 0 to 5; real 0 or 1; strange 0 or 1, where 1 means nothing strange.
 
-    All aspects of one judge are asked for together, once a batch. An answer that cannot be understood is no score.
+    The aspects of one judge share a single question per image. An image whose answer cannot be parsed has no score.
     """
 
     aspect: Aspect = "quality"
-    """what is judged"""
+    """aspect to judge"""
     model: str = "Qwen/Qwen2.5-VL-3B-Instruct"
-    """hub id or folder; with an endpoint, the name that the server knows"""
+    """hub id or folder; with an endpoint, name of the model on the server"""
     endpoint: str | None = None
-    """address of an OpenAI-compatible server up to /v1; the model runs here if not given. Its key is OPENAI_API_KEY"""
+    """address, up to /v1, of an OpenAI-compatible server, whose key is OPENAI_API_KEY; the model runs in this process
+    if not given"""
     concurrency: int = 16
-    """requests at a time"""
+    """number of simultaneous requests"""
     timeout: float = 120.0
-    """seconds that an answer may take"""
+    """time limit for an answer, in seconds"""
     retries: int = 8
-    """further tries when the server is away"""
+    """number of retries when the server is unavailable"""
 
     def __post_init__(self):
-        self._panel  # noqa: B018 (loads the model, or complains about the address, at once)
+        self._panel  # noqa: B018 (loads the model or checks the address now)
 
     @property
     def _panel(self) -> "Panel":
@@ -59,15 +60,15 @@ class Judge:
 
     @property
     def last_failure(self) -> str:
-        """Why an image had no score."""
+        """The reason that an image has no score."""
         return self._panel.failures.get(self.aspect, "")
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
-        return torch.tensor(self._panel.marks(images, conditions.captions)[self.aspect], device=images.device)
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
+        return torch.tensor(self._panel.marks(images, words.captions)[self.aspect], device=images.device)
 
 
 class Panel:
-    """One model, asked by all judges that use it, and its answers about the last batch."""
+    """One model that all judges with the same settings share, and a cache of its answers for the last batch."""
 
     def __init__(self, model: str, endpoint: str | None, concurrency: int, requests: Requests):
         self.model, self.endpoint, self.concurrency, self.requests = model, endpoint, concurrency, requests
@@ -75,7 +76,7 @@ class Panel:
         self._last: OncePerBatch[dict[Aspect, list[float]]] = OncePerBatch()
 
     def marks(self, images: Float[Tensor, "B 3 H W"], captions: Sequence[str]) -> dict[Aspect, list[float]]:
-        """The marks of all images for every aspect; NaN where the answer has none."""
+        """Return the marks of all images for every aspect; NaN where the answer has none."""
         return self._last(images, lambda: self._read(self._ask(images, captions)), tuple(captions))
 
     def _ask(self, images: Tensor, captions: Sequence[str]) -> list[str]:
@@ -103,10 +104,10 @@ class Panel:
 
 @functools.cache
 def load_panel(model: str, endpoint: str | None, concurrency: int, timeout: float, retries: int) -> Panel:
-    """The panel with these settings; the same object at every call.
+    """Load the panel with these settings; later calls return the same object.
 
     Raises:
-        UserError: the address is none, or the model cannot be loaded.
+        UserError: the address is invalid, or the model cannot be loaded.
     """
     if endpoint is None:
         load_vlm(model)

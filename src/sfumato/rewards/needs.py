@@ -1,4 +1,4 @@
-"""What rewards need from outside: packages that are extras, and files of weights."""
+"""External requirements of rewards: packages that are extras, and files with weights."""
 
 import importlib
 import pickle
@@ -21,14 +21,14 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "torchvision": ("torchvision",),
     "serve": ("starlette", "uvicorn"),
 }
-"""Modules that each extra of the package brings."""
+"""Modules that each extra of the package installs."""
 
 
 def package(module: str, extra: str) -> Any:
-    """Import a module that an extra brings.
+    """Import a module that an extra installs.
 
     Raises:
-        UserError: it is not installed; the message has the pip command.
+        UserError: it is not installed; the message contains the pip command.
     """
     try:
         return importlib.import_module(module)
@@ -39,49 +39,49 @@ def package(module: str, extra: str) -> Any:
 
 
 def file(path: str) -> Path:
-    """A file given by path, or as `owner/repository/file` on the hub.
+    """Return a file given by path, or download one given as `owner/repository/file` on the hub.
 
     Raises:
-        UserError: it is neither, or cannot be fetched.
+        UserError: it is neither, or cannot be downloaded.
     """
     if Path(path).is_file():
         return Path(path)
     owner, _, rest = path.partition("/")
     repository, _, name = rest.partition("/")
     if not name or path.startswith(("/", ".", "~")):
-        raise UserError(f"{path} is not a file; give a path, or owner/repository/file of the hub")
+        raise UserError(f"{path} is not a file; give a path, or owner/repository/file on the hub")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{path} cannot be fetched ({first_line(error)}); give the path of a file") from error
+        raise UserError(f"{path} cannot be downloaded ({first_line(error)}); give the path of a file") from error
 
 
 def weights(path: str) -> dict[str, Any]:
-    """What a file of weights holds, given as in `file`: safetensors, or torch's format without anything that runs.
+    """Load a file of weights, given as for `file`: safetensors, or torch's format without executable content.
 
     Raises:
-        UserError: it is not there, or holds something else.
+        UserError: the file does not exist, or does not contain weights.
     """
-    found = file(path)
+    source = file(path)
     try:
-        if found.suffix == ".safetensors":
-            return safetensors.torch.load_file(found)
-        held = torch.load(found, map_location="cpu", weights_only=True)
+        if source.suffix == ".safetensors":
+            return safetensors.torch.load_file(source)
+        held = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} holds no weights ({first_line(error)[:200]}); fetch it again") from error
+        raise UserError(f"{path} does not contain weights ({first_line(error)[:200]}); download it again") from error
     if not isinstance(held, dict):
-        raise UserError(f"{path} holds no weights but a {type(held).__name__}; fetch it again")
+        raise UserError(f"{path} contains a {type(held).__name__}, not weights; download it again")
     return held
 
 
 def pretrained(kind: Any, model: str, **options: Any) -> Any:
-    """`kind.from_pretrained(model)` of transformers: a hub id or a folder.
+    """Return `kind.from_pretrained(model)` of transformers, for a hub id or a folder.
 
     Raises:
-        UserError: it is neither, or cannot be fetched.
+        UserError: it is neither, or cannot be downloaded.
     """
     try:
         return kind.from_pretrained(model, **options)
@@ -92,5 +92,5 @@ def pretrained(kind: Any, model: str, **options: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without a full stop."""
+    """Return the first line of an error's message without its final period."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")

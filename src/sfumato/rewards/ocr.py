@@ -1,4 +1,4 @@
-"""Text in the image against the text asked for, read by RapidOCR, whose models come with its package."""
+"""Agreement of the text in an image with the requested text, read by RapidOCR, whose models come with its package."""
 
 import functools
 import re
@@ -11,30 +11,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.preprocessing import to_bytes
+from sfumato.request import Words
 from sfumato.rewards import needs
-from sfumato.rollout import Conditions
 
 QUOTED = re.compile(r"(?<!\w)[\"“”'‘’]([^\"“”]+?)[\"“”'‘’](?!\w)")
-"""text in quotation marks"""
+"""Text in quotation marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ocr:
-    """1 - edits / length of the text asked for, at least 0: 1 is the text exactly, without regard to case and spaces.
+    """1 - edits / length of the requested text, at least 0. 1 means an exact match; case and spaces are ignored.
 
-    The text is the option, or the condition's metadata "text", or what its caption has in quotation marks. An image
-    of which no text is asked has no score.
+    The requested text is the option `text`, or "text" in the image's metadata, or the quoted part of its caption. An
+    image without a requested text has no score.
     """
 
     text: str | None = None
-    """text for all images"""
+    """requested text for all images"""
 
     def __post_init__(self):
         load_reader()
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], conditions: Conditions) -> Float[Tensor, " B"]:
+    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
         pictures = to_bytes(images).flip(1).permute(0, 2, 3, 1).cpu().numpy()  # blue, green, red
-        wanted = [self.text or wanted_text(conditions, n) for n in range(len(images))]
+        wanted = [self.text or wanted_text(words, n) for n in range(len(images))]
         scores = [
             similarity(text, read(picture)) if text else torch.nan
             for text, picture in zip(wanted, pictures, strict=True)
@@ -42,15 +42,15 @@ class Ocr:
         return torch.tensor(scores, device=images.device)
 
 
-def wanted_text(conditions: Conditions, index: int) -> str:
-    """The text that an image should show; empty if none is asked for."""
-    text = conditions.metadata[index].get("text")
-    return str(text) if text else " ".join(QUOTED.findall(conditions.captions[index]))
+def wanted_text(words: Words, index: int) -> str:
+    """Return the text that an image should show; empty if no text is requested."""
+    text = words.metadata[index].get("text")
+    return str(text) if text else " ".join(QUOTED.findall(words.captions[index]))
 
 
 @functools.cache
 def load_reader() -> Any:
-    """RapidOCR with the models of its package.
+    """Load RapidOCR with the models of its package.
 
     Raises:
         UserError: it is not installed.
@@ -59,19 +59,20 @@ def load_reader() -> Any:
 
 
 def read(picture: np.ndarray) -> str:
-    """All text in an 8-bit image (H, W, 3; blue, green, red), line after line."""
+    """Return all text in an 8-bit image (H, W, 3; blue, green, red), line by line."""
     lines, _ = load_reader()(picture)
     return " ".join(text for _, text, _ in lines or [])
 
 
-def similarity(wanted: str, found: str) -> float:
-    """1 - edits / length of what is wanted, from 0 to 1, without regard to case and spaces."""
-    wanted, found = ("".join(text.lower().split()) for text in (wanted, found))
-    return max(0.0, 1 - edit_distance(wanted, found) / max(len(wanted), 1))
+def similarity(wanted: str, seen: str) -> float:
+    """Return 1 - edits / length of the wanted text, 0 to 1; case and spaces are ignored."""
+    wanted, seen = ("".join(text.lower().split()) for text in (wanted, seen))
+    return max(0.0, 1 - edit_distance(wanted, seen) / max(len(wanted), 1))
 
 
 def edit_distance(first: str, second: str) -> int:
-    """Least number of characters to insert, delete or replace to make one the other (Levenshtein 1966)."""
+    """Return the smallest number of insertions, deletions and replacements of characters that turn one text into the
+    other (Levenshtein 1966)."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         diagonal, row[0] = row[0], i

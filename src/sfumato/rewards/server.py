@@ -1,7 +1,7 @@
-"""Serves a reward over HTTP from an environment of its own.
+"""Serve a reward over HTTP from its own environment.
 
-GET  /health   {"reward": NAME, "status": "ready"}
-POST /score    images and conditions as in `wire`; answers {"scores": [number or null, ...], "reason": TEXT}
+GET  /health   returns {"reward": NAME, "status": "ready"}
+POST /score    takes images and words as in `wire`; returns {"scores": [number or null, ...], "reason": TEXT}
 """
 
 import ipaddress
@@ -17,18 +17,18 @@ from sfumato.rewards.base import Part, RewardError, score
 from sfumato.rewards.wire import Answer, unpack
 
 LARGEST_REQUEST = 256 * 2**20
-"""bytes"""
+"""Largest accepted request, in bytes."""
 
 
 def application(name: str, part: Part, token: str = "", largest: int = LARGEST_REQUEST, device: str = "cpu") -> Any:
-    """The web application (ASGI) that serves one reward.
+    """Build the web application (ASGI) that serves one reward.
 
     Args:
-        name: what the reward is called in messages.
+        name: name of the reward in messages.
         part: the reward with its scale, offset and levels.
-        token: requests must carry it as a bearer token, if it is not empty.
-        largest: bytes of a request; longer ones are refused before they are read to the end.
-        device: where the images are put.
+        token: bearer token that requests must have; none is required if it is empty.
+        largest: largest accepted request, in bytes; longer ones are refused before they are read completely.
+        device: device of the images.
 
     Raises:
         UserError: starlette is not installed.
@@ -40,7 +40,7 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    one_at_a_time = threading.Lock()  # a model is no faster for being asked twice at once, and needs twice the memory
+    one_at_a_time = threading.Lock()  # two requests at once are no faster and need twice the memory
 
     def refuse(status: int, message: str) -> Response:
         return JSONResponse({"error": message}, status)
@@ -55,12 +55,12 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
 
     def work(body: bytes, content_type: str) -> Response:
         try:
-            images, conditions = unpack(body, content_type)
+            images, words = unpack(body, content_type)
         except ValueError as error:
             return refuse(400, str(error))
         try:
             with one_at_a_time:
-                scores = part.adjust(score(name, part.reward, images.to(device), conditions.to(device)))
+                scores = part.adjust(score(name, part.reward, images.to(device), words.to(device)))
         except RewardError as error:
             return refuse(422, str(error))
         reason = getattr(part.reward, "last_failure", "") if bool(torch.isnan(scores).any()) else ""
@@ -70,14 +70,14 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
         if token and not secrets.compare_digest(
             request.headers.get("authorization", "").encode(), f"Bearer {token}".encode()
         ):
-            return refuse(401, "token: it is missing or wrong; set SFUMATO_REWARD_TOKEN to the server's")
+            return refuse(401, "token: it is missing or wrong; set SFUMATO_REWARD_TOKEN to the server's token")
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > largest:
             return refuse(413, f"body: {length} bytes are more than {largest}; send fewer images at a time")
         try:
             body = await read(request)
         except ClientDisconnect:
-            return refuse(400, "body: it was cut off")
+            return refuse(400, "body: it is incomplete because the client disconnected; send it again")
         if body is None:
             return refuse(413, f"body: it is longer than {largest} bytes; send fewer images at a time")
         content_type = request.headers.get("content-type", "").partition(";")[0].strip()
@@ -93,7 +93,7 @@ def serve(name: str, part: Part, *, host: str = "127.0.0.1", port: int = 8100, t
     """Serve a reward until interrupted.
 
     Raises:
-        UserError: the address is open to others and there is no token, or a package is missing.
+        UserError: other machines can reach the address and there is no token, or a package is missing.
     """
     check_host(host, token)
     app = application(name, part, token, device=device)
@@ -101,14 +101,14 @@ def serve(name: str, part: Part, *, host: str = "127.0.0.1", port: int = 8100, t
 
 
 def check_host(host: str, token: str) -> None:
-    """Complain about an address that others can reach, if there is no token.
+    """Check that the server has a token if other machines can reach its address.
 
     Raises:
-        UserError: it is so.
+        UserError: they can, and there is no token.
     """
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = host == "localhost"
     if not loopback and not token:
-        raise UserError(f"host: {host} can be reached from outside; set SFUMATO_REWARD_TOKEN to a secret")
+        raise UserError(f"host: {host} can be reached from other machines; set SFUMATO_REWARD_TOKEN to a secret")

@@ -1,4 +1,4 @@
-"""Computing once per batch what several rewards need."""
+"""Share results that several rewards need, so that they are computed once per batch."""
 
 import threading
 import weakref
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class OncePerBatch(Generic[Result]):
-    """Remembers what was last computed of a batch of images, for as long as these images live unchanged."""
+    """A cache of the last result for a batch of images, valid as long as these images exist and are unchanged."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -20,9 +20,10 @@ class OncePerBatch(Generic[Result]):
         self._result: Result | None = None
 
     def __call__(self, images: Tensor, compute: Callable[[], Result], key: Hashable = None) -> Result:
-        """The result for these images and this key, computed unless it is the one remembered."""
+        """Return the result for these images and this key; it is computed unless it is cached."""
         with self._lock:
-            key = (images._version, key)
+            # Tensors created in inference mode cannot be changed in place outside it and have no version counter.
+            key = (None if images.is_inference() else images._version, key)
             if self._result is None or self._images() is not images or self._key != key:
                 self._result = compute()
                 self._images, self._key = weakref.ref(images), key

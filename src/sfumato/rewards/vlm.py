@@ -1,4 +1,4 @@
-"""A vision-language model of transformers that answers questions about images, in batches."""
+"""A vision-language model from transformers that answers questions about images in batches."""
 
 import functools
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.data.preprocessing import to_pictures
+from sfumato.data.pictures import to_pictures
 from sfumato.rewards import needs
 
 MAX_NEW_TOKENS = 256
-"""of an answer"""
+"""Largest number of tokens in an answer."""
 
 
 class VisionLanguageModel:
-    """A model with its processor; answers are its likeliest words, not samples."""
+    """A model with its processor. Answers are decoded greedily, not sampled."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model.eval().requires_grad_(False), processor
-        self.processor.tokenizer.padding_side = "left"  # the answers of a batch begin at the same place
+        self.processor.tokenizer.padding_side = "left"  # so that all answers of a batch begin at the same position
 
     @torch.no_grad()
     def answer(self, images: Float[Tensor, "B 3 H W"], questions: Sequence[str]) -> list[str]:
-        """An answer to each question about its image."""
+        """Answer one question about each image."""
         self.model.to(images.device)
         prompts = [
             self.processor.apply_chat_template(
@@ -43,7 +43,7 @@ class VisionLanguageModel:
 
 @functools.cache
 def load_vlm(model: str) -> VisionLanguageModel:
-    """A model by hub id or folder; the same object at every call.
+    """Load a model by hub id or folder; later calls return the same object.
 
     Raises:
         UserError: transformers is missing, or the model cannot be loaded.

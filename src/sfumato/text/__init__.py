@@ -1,1 +1,1 @@
-"""What reads captions."""
+"""Text encoders: convert captions to features."""

@@ -2,17 +2,15 @@
 
 A cache is a folder for one encoder and one set of captions:
 
-    features.f16     the captions' tokens one after another, each `width` little-endian half-precision numbers
-    offsets.npy      where each caption's tokens begin, and the end of the last, in tokens
+    features.f16     features of all captions' tokens in sequence, `width` little-endian half-precision numbers each
+    offsets.npy      start of each caption's tokens, and end of the last caption, counted in tokens
     captions.json    the encoder's name, the width, and the captions
 """
 
 import gc
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,23 +21,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.files import state
+from sfumato.files import state, write_atomically
 from sfumato.text.encoders import TextEncoder
 
-FORMAT = 2
-"""Part of a cache's name: another one for every change of the files, or of what an encoder makes of a caption."""
+FORMAT = 3
+"""Part of a cache's name. It must change whenever the file format or the features of an encoder change."""
 CAPTIONS_AT_ONCE = 256
-"""Captions between two reports of progress."""
+"""Number of captions between two progress reports."""
 
 
 class CachedReader:
-    """A text encoder that knows only the captions whose features are in its folder; these are mapped, not loaded."""
+    """A text encoder for only those captions whose features are in its folder; the features are memory-mapped."""
 
     def __init__(self, folder: str | Path):
         """Open a folder that `cache_features` wrote.
 
         Raises:
-            UserError: it is not there or damaged.
+            UserError: the folder is missing or damaged.
         """
         self.folder = Path(folder)
         try:
@@ -58,7 +56,7 @@ class CachedReader:
             ) from error
 
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
-        """The features of each caption's tokens, as the encoder gave them but rounded to half precision, in float32.
+        """Return the features of each caption's tokens in float32; the cache has rounded them to half precision.
 
         Raises:
             UserError: a caption is not in the cache.
@@ -80,36 +78,37 @@ def cache_features(
     make_reader: Callable[[], TextEncoder],
     folder: str | Path,
     progress: Callable[[int, int], object] | None = None,
+    *,
+    longest: int = 120,
 ) -> CachedReader:
-    """A reader of these captions from disk; the text encoder is made only if they are not there, and let go of then.
+    """Return a reader of these captions from disk; if they are not cached, encode them and release the encoder.
 
-    The first of several processes writes while the others wait. What an interrupted process left is written anew.
+    If there are several processes, one writes while the others wait. A cache that an interrupted process left
+    incomplete is written again.
 
     Args:
-        captions: all that will be asked for; their order and repeats make no difference.
-        name: the text encoder's name, under which its features are found again; of a folder also by its files' sizes
-            and times, so that another encoder in its place is another.
-        make_reader: loads the text encoder, such as `lambda: load_text_encoder(name, "cuda")`.
-        folder: of all caches; a folder below it is made for this encoder and these captions.
-        progress: told how many captions of how many are done.
+        captions: all captions that will be read; order and duplicates make no difference.
+        name: name of the text encoder, which identifies the cache. If it is a folder, the sizes and times of its files
+            do as well, so that another encoder in the same folder has another cache.
+        make_reader: function that loads the text encoder, e.g. `lambda: load_text_encoder(name, "cuda")`.
+        folder: parent folder of all caches; a subfolder is created for this encoder and these captions.
+        progress: called with the number of captions that are done and the total number.
+        longest: maximum number of text tokens per caption that the encoder reads.
 
     Raises:
-        UserError: the features are beyond half precision, or an existing cache is damaged; or of `make_reader`.
+        UserError: the features exceed the range of half precision, an existing cache is damaged, or `make_reader`
+            raised it.
     """
-    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
+    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # to reduce padding in batches
     encoder = state(Path(name)) if Path(name).is_dir() else name
-    digest = hashlib.sha256(json.dumps([FORMAT, encoder, distinct]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([FORMAT, encoder, longest, distinct]).encode()).hexdigest()[:16]
     cache = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[-60:].strip('-')}-{digest}"
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_name(f"{cache.name}.lock")):
         if not cache.exists():
-            partial = cache.with_name(f"{cache.name}.partial")
-            partial.mkdir(exist_ok=True)
             try:
-                _write(partial, distinct, name, make_reader(), progress)
-                os.replace(partial, cache)
+                write_atomically(cache, lambda place: _write(place, distinct, name, make_reader(), progress))
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -123,13 +122,16 @@ def _write(
     reader: TextEncoder,
     progress: Callable[[int, int], object] | None,
 ) -> None:
+    folder.mkdir()
     offsets = [0]
     with open(folder / "features.f16", "wb") as file:
         for first in range(0, len(captions), CAPTIONS_AT_ONCE):
             for features in reader.encode(captions[first : first + CAPTIONS_AT_ONCE]):
                 half = features.half()
                 if not half.isfinite().all():
-                    raise UserError(f"text_encoder: features of {name} are beyond half precision; do not cache them")
+                    raise UserError(
+                        f"text_encoder: features of {name} exceed the range of half precision; do not cache them"
+                    )
                 file.write(half.numpy().astype("<f2").tobytes())
                 offsets.append(offsets[-1] + len(half))
             if progress is not None:

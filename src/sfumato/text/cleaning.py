@@ -1,4 +1,4 @@
-"""Captions as LlamaGen's text encoder was given them."""
+"""Clean captions in the same way as for LlamaGen's text encoder."""
 
 import html
 import re
@@ -36,12 +36,12 @@ _SPACES_AND_ENDS = (
 
 
 def clean_caption(caption: str) -> str:
-    """A caption as the released text-conditional LlamaGen reads it: lower case, without what is not language.
+    """Clean a caption as for the released text-conditional LlamaGen: lowercase, without parts that are not language.
 
-    A shortened form of `clean_caption` in LlamaGen's `language/t5.py` (from DeepFloyd IF by way of PixArt-alpha), which
-    is applied twice, in training and in sampling. Captions that people write come out the same. Left out are the repair
-    of wrongly decoded text and the rules for what is found in shops: article codes such as jc6640, sizes such as
-    512x512, IP addresses, "free shipping", "download", "click for", "page 3".
+    This is a shortened version of `clean_caption` in LlamaGen's `language/t5.py` (from DeepFloyd IF via PixArt-alpha),
+    which is applied twice, in training and in sampling. For captions that people write, the results are the same. It
+    does not repair wrongly decoded text, and omits the rules for text from online shops: article codes like jc6640,
+    sizes like 512x512, IP addresses, "free shipping", "download", "click for", "page 3".
     """
     return _clean(_clean(caption))
 

@@ -1,4 +1,4 @@
-"""What turns captions into the features that a text-conditional generator reads."""
+"""Text encoders, which convert captions to the features that a text-conditional generator reads."""
 
 import re
 import textwrap
@@ -22,22 +22,22 @@ from sfumato.text.cleaning import clean_caption
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Reads captions."""
+    """Converts captions to features."""
 
     name: str
     width: int
-    """width of a text token's features"""
+    """number of features per text token"""
 
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
-        """The features of each caption's tokens, on the CPU; at least one token each."""
+        """Return the features of each caption's tokens, on the CPU; each caption has at least one token."""
         ...
 
 
 class WordVectors:
     """The bundled text encoder: a fixed vector for each of MiniLM's word pieces, without context.
 
-    The vectors are the principal components of what all-MiniLM-L6-v2 makes of each piece alone
-    (`scripts/make_word_vectors.py`), so that words of like meaning have like vectors.
+    The vectors are the principal components of the all-MiniLM-L6-v2 output for each piece alone
+    (`scripts/make_word_vectors.py`), so words with similar meanings have similar vectors.
     """
 
     name = "word-vectors"
@@ -49,54 +49,55 @@ class WordVectors:
         self.width = self.vectors.shape[1]
 
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
-        """The vectors of each caption's pieces; an empty caption has the vector of the separator."""
+        """Return the vectors of each caption's pieces; an empty caption has the vector of the separator."""
         pieces = self.tokenizer.encode_batch(list(captions), add_special_tokens=False)
         separator = self.tokenizer.token_to_id("[SEP]")
         return [self.vectors[p.ids or [separator]] for p in pieces]
 
 
 class T5Reader:
-    """The encoder of a T5, which is what the released text-conditional LlamaGen reads (there FLAN-T5 XL).
+    """The encoder of a T5 model; the released text-conditional LlamaGen uses FLAN-T5 XL.
 
-    The features of a caption are the encoder's output at its tokens, with the end-of-sequence token as the last,
-    computed in bfloat16 on CUDA, as published, and in float32 elsewhere.
+    The features of a caption are the encoder's outputs for its tokens, where the last one is the end-of-sequence token.
+    They are computed in bfloat16 on CUDA, as published, and in float32 on other devices.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu", batch_size: int = 32, longest: int = 120):
         """Load the encoder.
 
         Args:
-            name: hub id such as "google/flan-t5-xl", or a folder with config, weights and tokenizer.
-            device: where the encoder is put.
-            batch_size: captions that are read at once.
-            longest: tokens of a caption, with the end of the sequence; what is beyond is cut off before it.
+            name: hub id, e.g. "google/flan-t5-xl", or a folder with config, weights and tokenizer.
+            device: device of the encoder.
+            batch_size: number of captions that are encoded at once.
+            longest: maximum number of tokens per caption, including the end-of-sequence token; longer captions are cut
+                off and still end with that token.
 
         Raises:
-            UserError: transformers is not installed, or the encoder cannot be loaded or is no T5.
+            UserError: transformers is not installed, or the encoder cannot be loaded or is not a T5 model.
         """
         try:
             from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
         except ImportError as error:
             raise UserError(
-                f"text_encoder: to read captions by {name} install transformers: pip install 'sfumato[text]'"
+                f"text_encoder: {name} needs transformers; install it with: pip install 'sfumato[text]'"
             ) from error
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         with _loading_errors(name):
             kind = AutoConfig.from_pretrained(name).model_type
             if kind != "t5":
-                raise OSError(f"its kind is {kind!r}, not 't5'")
+                raise OSError(f"its model type is {kind!r}, not 't5'")
             self.tokenizer = AutoTokenizer.from_pretrained(name)
             loaded = T5EncoderModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
-            self.model, found = loaded  # pyright: ignore[reportGeneralTypeIssues]
-            if found["missing_keys"]:
-                raise OSError(f"its weights lack {min(found['missing_keys'])}")
+            self.model, details = loaded  # pyright: ignore[reportGeneralTypeIssues]
+            if details["missing_keys"]:
+                raise OSError(f"its weights lack {min(details['missing_keys'])}")
         self.model.requires_grad_(False).eval().to(device)
         self.name, self.width = name, self.model.config.d_model
         self.batch_size, self.longest = batch_size, longest
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
-        """The features of each caption's tokens after `clean_caption`, in float32 on the CPU."""
+        """Return the features of each caption's tokens after `clean_caption`, in float32 on the CPU."""
         features = []
         for first in range(0, len(captions), self.batch_size):
             cleaned = [clean_caption(caption) for caption in captions[first : first + self.batch_size]]
@@ -114,24 +115,26 @@ class T5Reader:
         return features
 
 
-def load_text_encoder(name: str, device: torch.device | str = "cpu") -> TextEncoder:
-    """A text encoder by name.
+def load_text_encoder(name: str, device: torch.device | str = "cpu", longest: int = 120) -> TextEncoder:
+    """Load a text encoder by name.
 
     Args:
         name: the bundled "word-vectors", or a T5 by hub id ("google/flan-t5-xl") or folder.
-        device: where a T5 computes; features are on the CPU.
+        device: device of a T5 encoder; the features are on the CPU.
+        longest: maximum number of tokens per caption for a T5, including the end-of-sequence token, which is kept when
+            a caption is cut off.
 
     Raises:
-        UserError: there is none of this name, or it cannot be loaded.
+        UserError: there is no text encoder of this name, or it cannot be loaded.
     """
     if name == WordVectors.name:
         return _word_vectors()
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(
             f"text_encoder: {name!r} is neither {WordVectors.name!r} nor a folder; "
-            "give one of these, or a hub id such as google/flan-t5-xl"
+            "give one of these, or a hub id like google/flan-t5-xl"
         )
-    return T5Reader(name, device)
+    return T5Reader(name, device, longest=longest)
 
 
 @cache
@@ -141,10 +144,10 @@ def _word_vectors() -> WordVectors:
 
 @contextmanager
 def _loading_errors(name: str) -> Iterator[None]:
-    """Turn what transformers raises, for a folder or from the hub, into one line."""
+    """Turn errors from transformers, for a folder or a hub id, into one-line UserErrors."""
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, safetensors.SafetensorError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...").rstrip(".")
-        remedy = "copy its files again" if Path(name).exists() else "download it by hand and give its folder"
+        remedy = "copy its files again" if Path(name).exists() else "download it manually and give its folder"
         raise UserError(f"text_encoder: {name} cannot be loaded as a T5 ({reason}); {remedy}") from error

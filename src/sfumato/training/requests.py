@@ -1,4 +1,4 @@
-"""Where a run's conditions come from, by its config: classes, or a file of captions."""
+"""Requests of a run, as set in its config: classes, or a file of captions."""
 
 import os
 from collections.abc import Sequence
@@ -6,21 +6,20 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import ClassSampler, ConditionSampler, find_classes
+from sfumato.data.classes import ClassSampler, WordsSampler, find_classes
 from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_prompts
 from sfumato.errors import UserError
 from sfumato.policy import Generator
-from sfumato.text.cache import cache_features
-from sfumato.text.encoders import WordVectors, load_text_encoder
-from sfumato.training.config import GRPOConfig
+from sfumato.text.reader import ReadsCaptions
+from sfumato.training.train_config import TrainConfig
 
 
-def check_request(config: GRPOConfig, class_names: Sequence[str]) -> list[Prompt]:
-    """The prompts that the config names; none where the model draws these classes.
+def check_request(config: TrainConfig, class_names: Sequence[str]) -> list[Prompt]:
+    """Return the prompts that the config names; an empty list if the model draws classes.
 
     Raises:
-        UserError: classes are given to a model that reads captions, or the other way round; there is no such class; or
-            the file of prompts cannot be read.
+        UserError: classes are given to a model that reads captions, or prompts to a model that draws classes; a class
+            does not exist; or the file of prompts cannot be read.
     """
     if class_names:
         if config.prompts is not None:
@@ -30,29 +29,27 @@ def check_request(config: GRPOConfig, class_names: Sequence[str]) -> list[Prompt
     if config.classes:
         raise UserError(f"classes: {config.model} reads captions; give prompts instead")
     if config.prompts is None:
-        raise UserError(f"prompts: {config.model} reads captions; give a file of them (.txt, .jsonl, .json, .csv)")
+        raise UserError(f"prompts: {config.model} reads captions; give a caption file (.txt, .jsonl, .json, .csv)")
     return read_prompts(find_prompts(config.prompts))
 
 
-def build_sampler(config: GRPOConfig, generator: Generator, device: torch.device) -> ConditionSampler:
-    """The sampler of a run on this generator. Captions that a T5 must read are read once, and cached on disk.
+def build_sampler(config: TrainConfig, generator: Generator, device: torch.device) -> WordsSampler:
+    """Build the sampler of a run on this generator.
+
+    If a large text encoder reads the captions, each caption is read once and its features are cached on disk.
 
     Raises:
         UserError: the request does not fit the generator (`check_request`), or the text encoder cannot be read.
     """
-    prompts = check_request(config, generator.class_names)
+    prompts = check_request(config, generator.card.class_names)
     if not prompts:
-        return ClassSampler(generator.class_names, config.classes, config.caption_template)
-    encoder = config.text_encoder or generator.text_encoder
-    if encoder == WordVectors.name:
-        reader = load_text_encoder(encoder)
-    else:
-        folder = config.text_cache or text_cache_folder()
-        captions = [prompt.caption for prompt in prompts]
-        reader = cache_features(captions, encoder, lambda: load_text_encoder(encoder, device), folder)
-    return PromptSampler(prompts, reader.encode, generator.longest_caption)
+        return ClassSampler(generator.card.class_names, config.classes, config.caption_template)
+    if isinstance(generator, ReadsCaptions):
+        folder = Path(config.text_cache) if config.text_cache else text_cache_folder()
+        generator.reader.prepare([prompt.caption for prompt in prompts], folder, device)
+    return PromptSampler(prompts)
 
 
 def text_cache_folder() -> Path:
-    """Where text features are kept if the config does not say."""
+    """Return the folder for text features if the config names none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfumato/text"

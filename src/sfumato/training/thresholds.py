@@ -1,31 +1,45 @@
-"""Thresholds of quantised rewards, measured once on the base model's samples."""
+"""Thresholds of quantized rewards, measured once on samples of the base model."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
+from sfumato.data.classes import WordsSampler
+from sfumato.engine.engine import Engine
+from sfumato.engine.process import Process
 from sfumato.files import write_text
 from sfumato.rewards import WeightedSum
-from sfumato.rollout import Conditions
+from sfumato.rollouts.together import draw_together
 
 IMAGES = 256
-"""that are drawn and scored"""
+"""Number of images to draw and score."""
 
 
 def fix_thresholds(
-    reward: WeightedSum, path: Path, draw: Callable[[], tuple[Tensor, Conditions]], writes: bool
+    reward: WeightedSum,
+    run_dir: Path,
+    engine: Engine,
+    process: Process,
+    sampler: WordsSampler,
+    *,
+    batch_size: int,
+    seed: int,
 ) -> WeightedSum:
-    """The reward with all thresholds: those in the file `path` if there is one, else quantiles of the scores of the
-    images that `draw` gives, which are written there if `writes`."""
-    missing = reward.without_thresholds()
+    """Return the reward with all thresholds set. All processes must call this together.
+
+    The thresholds are read from `thresholds.json` if it exists. Otherwise images are drawn, and the thresholds are
+    quantiles of their scores, which are then written to `thresholds.json`.
+    """
+    path, missing = run_dir / "thresholds.json", reward.without_thresholds()
     if not missing:
         return reward
     if path.exists():
         known = json.loads(path.read_text())
         return reward.with_thresholds({name: known[name] for name in missing})
-    measured = reward.measure_thresholds(*draw())
-    if writes:
+    words = sampler.next(IMAGES, torch.Generator().manual_seed(seed))
+    drawn = draw_together(engine, process, words, torch.arange(len(words)), batch_size)
+    measured = reward.measure_thresholds(drawn.images, words)
+    if process.is_main:
         write_text(path, json.dumps(measured, indent=1) + "\n")
     return reward.with_thresholds(measured)

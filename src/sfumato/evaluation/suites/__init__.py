@@ -1,4 +1,4 @@
-"""What can be measured, by name."""
+"""The evaluation suites by name."""
 
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
@@ -21,4 +21,4 @@ SUITES: dict[str, type[AnySuite]] = {
     "geneval": GenEval,
     "guidance-sweep": GuidanceSweep,
 }
-"""Suites by name; each class's docstring says what it measures, and its fields are the options."""
+"""Suites by name. The docstring of each class describes the measurement, and its fields are the options."""

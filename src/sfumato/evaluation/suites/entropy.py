@@ -1,4 +1,4 @@
-"""How uncertain the policy is on a fixed set (Yuan et al. 2025, Figures 3 and 4)."""
+"""Entropy of the policy on a fixed set (Yuan et al. 2025, Figures 3 and 4)."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -8,30 +8,30 @@ import torch
 
 from sfumato.data.classes import find_classes, spread
 from sfumato.data.prompts import find_prompts, read_prompts
-from sfumato.emoji.judges import load_classifier
 from sfumato.errors import UserError
-from sfumato.evaluation.asking import ask_classes, ask_evenly, repeated
+from sfumato.evaluation.asking import ask_classes, ask_evenly, names_to_ask, repeated
 from sfumato.evaluation.measurement import Figure, Measurement
+from sfumato.evaluation.named_files import PROMPTS
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
 from sfumato.files import write_text
 from sfumato.policy import Generator
-from sfumato.rollout import Conditions
+from sfumato.request import Words
 
 ROWS = 16
-"""of the table; more units than these are put together, equally many in each row"""
+"""Largest number of rows of units in the table; more units than this are grouped evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entropy:
-    """Entropy in nats of the distribution at each token while drawing: in the mean, by unit and by token."""
+    """Entropy in nats of the sampling distribution at each token: overall mean, by unit and by token."""
 
     images: int = 64
-    """conditions, spread over all there are; an image each"""
+    """number of images, spread evenly over the classes or captions"""
     classes: tuple[str, ...] = ()
-    """names, numbers or ranges; spread over all if none is given"""
-    prompts: str | None = None
-    """file of captions for a model that reads them; the names of the bundled classes if not given"""
+    """classes to draw, as names, numbers or ranges; all if none is given"""
+    prompts: str | None = field(default=None, metadata=PROMPTS)
+    """file of captions for a model that reads them; the class names of its judge if not given"""
     drawing: Drawing = field(default_factory=lambda: replace(PLAIN))
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
@@ -40,12 +40,13 @@ class Entropy:
         return self.measure
 
     def measure(self, target: Target) -> Measurement:
-        """A row in the mean and one a unit; `entropy.json` in the target's folder has the mean of every token."""
-        policy, keep = target.policy(self.drawing)
-        conditions = self.ask(policy.generator, self.drawing)
-        seeds = torch.arange(self.drawing.seed, self.drawing.seed + len(conditions))
+        """Return the mean entropy and one row per unit; `entropy.json` in the target's folder has the mean of every
+        token."""
+        policy = target.policy(self.drawing)
+        words = self.ask(policy.generator)
+        seeds = torch.arange(self.drawing.seed, self.drawing.seed + len(words))
         parts = [
-            policy.sample(conditions[index].to(target.device), seeds[index], keep).entropy.cpu()
+            policy.sample(policy.request(words[index]), seeds[index]).entropy.cpu()
             for index in torch.arange(len(seeds)).split(self.drawing.batch_size)
         ]
         entropy = torch.cat(parts)  # (B, L)
@@ -67,11 +68,11 @@ class Entropy:
             figures[f"{name} ({size} token{'s' if size > 1 else ''})"] = Figure.mean(mean.tolist())
         return figures
 
-    def ask(self, generator: Generator, drawing: Drawing) -> Conditions:
-        """Classes or captions, spread over all there are."""
+    def ask(self, generator: Generator) -> Words:
+        """Return words for classes or captions, spread evenly over all of them."""
         if self.prompts is not None:
-            return ask_evenly(generator, drawing, read_prompts(find_prompts(self.prompts)), self.images)
-        names = load_classifier().class_names if generator.text_encoder else generator.class_names
+            return ask_evenly(generator, read_prompts(find_prompts(self.prompts)), self.images)
+        names = names_to_ask(generator)
         labels = find_classes(self.classes, names) or range(len(names))
         chosen = [labels[i] for i in spread(len(labels), min(self.images, len(labels)))]
-        return repeated(ask_classes(generator, drawing, chosen, names), self.images)
+        return repeated(ask_classes(generator, chosen, names), self.images)

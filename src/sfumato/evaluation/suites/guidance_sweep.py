@@ -1,4 +1,4 @@
-"""Any suite over a list of guidance values (Yuan et al. 2025, Figure 6)."""
+"""Any suite at several values of guidance (Yuan et al. 2025, Figure 6)."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from sfumato.evaluation.tables import Results
 from sfumato.evaluation.targets import Target
 
 Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench | GenEval
-"""suites that draw with guidance"""
+"""Suites that draw with guidance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +28,12 @@ class GuidanceSweep:
     """Another suite (--of NAME, and its options) at several values of guidance."""
 
     values: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
-    """guidance at each of these; 0 is none"""
+    """values of guidance; 0 means no guidance"""
     of: Swept = field(default_factory=AccuracySuite)
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if not self.values or len(set(self.values)) < len(self.values):
-            raise UserError(f"values: {self.values} are no different values of guidance; give some, each once")
+            raise UserError(f"values: {self.values} is empty or repeats a value of guidance; give each value once")
         sweep = {
             value: replace(self.of, drawing=replace(self.of.drawing, guidance=value)).prepare(device, folder)
             for value in self.values
@@ -41,29 +41,29 @@ class GuidanceSweep:
 
         def measure(target: Target) -> Measurement:
             if target.has_images:
-                raise UserError(f"target: {target.name} is images, which have their guidance; give a model")
+                raise UserError(f"target: {target.name} is a set of images, whose guidance is fixed; give a model")
             figures = {}
             for value, measure_at in sweep.items():
                 place = target.folder / f"guidance-{value:g}"
                 place.mkdir(parents=True, exist_ok=True)
-                found = measure_at(replace(target, folder=place))
-                figures |= {f"{self.prefix(value)}{name}": figure for name, figure in found.items()}
+                measured = measure_at(replace(target, folder=place))
+                figures |= {f"{self.prefix(value)}{name}": figure for name, figure in measured.items()}
             return figures
 
         return measure
 
     def plot(self, results: Results, path: Path) -> None:
-        """Every figure of the suite against guidance, a line a target."""
+        """Plot every figure of the suite against guidance, with one line per target."""
         swept = {
             target: {
-                value: {name.removeprefix(p): f for name, f in found.items() if name.startswith(p)}
+                value: {name.removeprefix(p): f for name, f in measured.items() if name.startswith(p)}
                 for value, p in ((value, self.prefix(value)) for value in self.values)
             }
-            for target, found in results.items()
+            for target, measured in results.items()
         }
         plot_sweep(swept, "guidance", path)
 
     @staticmethod
     def prefix(value: float) -> str:
-        """What the names of the figures at a value begin with."""
+        """Return the prefix of the names of figures at a value."""
         return f"guidance {value:g}: "

@@ -1,6 +1,6 @@
-"""LlamaGen as a generator: classes or captions and drawn tokens in, guided logits and images out (Sun et al., 2024)."""
+"""LlamaGen as a generator: guided logits from classes or captions and drawn tokens, and images (Sun et al., 2024)."""
 
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,133 +11,148 @@ from torch import Tensor, nn
 from sfumato.errors import UserError
 from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer, causal_mask
 from sfumato.families.llamagen.tokenizer import VQModel
-from sfumato.families.shared import check_size, keep_top_k, name_classes
+from sfumato.families.shared import check_size, class_inputs, keep_top_k, number_classes
 from sfumato.nn.attention import KeyValueCache
-from sfumato.rollout import Conditions
-from sfumato.settings import Inference
+from sfumato.policy import Card
+from sfumato.request import ClassInputs, Request, TextInputs, Words, inputs_of
+from sfumato.settings import Settings
+from sfumato.text.reader import CaptionReader
+
+LlamaGenInputs = ClassInputs | TextInputs
+"""Inputs of the class-conditional and of the text-conditional models."""
 
 
 @dataclass(kw_only=True)
 class LlamaGenState:
-    """A decoding in progress. With guidance there are R = 2B rows: the conditions', then their unconditional twins."""
+    """State of decoding. With guidance there are R = 2B rows: B conditional ones, then their unconditional copies."""
 
     batch: int
     hidden: Float[Tensor, "R 1 C"]
-    """the network's output at the last position of the condition"""
+    """output of the network at the last position of the condition"""
     caches: list[KeyValueCache]
     columns: Bool[Tensor, "R 1 1 T"] | None
-    """positions that may be attended to; None if all"""
+    """True for positions that may be attended to; None if all may be"""
+    strengths: tuple[float, ...] | None
+    """strength of guidance for each token, 1 after the guidance interval; None without guidance"""
     drawn: int = 0
-    """tokens whose logits were asked for"""
+    """number of tokens whose logits have been computed"""
 
 
 class LlamaGen(nn.Module):
     """A next-token generator: a trainable transformer and its frozen tokenizer.
 
-    `guidance` s makes the policy unconditional + s·(conditional - unconditional) logits, in sampling and in scoring;
-    1 is no guidance (and so is 0), and then no unconditional half is computed. `guidance_interval` is the published
-    sampler's: -1 guides all tokens, i >= 0 only the first i + 2.
+    With guidance s, the logits are unconditional + s·(conditional - unconditional), in sampling and in scoring. At
+    s = 1 they are the conditional logits, and the unconditional half is not computed. A list sets s for each token.
+    `guidance_interval` is the parameter of the published sampler: -1 guides all tokens, i >= 0 only the first i + 2.
     """
 
+    reader: CaptionReader
+
     def __init__(
-        self,
-        config: LlamaGenConfig,
-        tokenizer: VQModel,
-        class_names: Sequence[str] | None = None,
-        guidance: float = 1.0,
-        guidance_interval: int = -1,
+        self, config: LlamaGenConfig, tokenizer: VQModel, card: Card | None = None, guidance_interval: int = -1
     ):
         super().__init__()
         self.config = config
-        self.class_names = name_classes(class_names, config.num_classes)
-        self.guidance, self.guidance_interval = guidance, guidance_interval
-        self.inference = Inference()
-        self.text_encoder = config.text_encoder
-        self.longest_caption = config.num_caption_tokens if config.caption_width else 0
+        self.card = number_classes(card or Card(family="llamagen"), config.num_classes)
+        self.guidance_interval = guidance_interval
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config
-        self.transformer = LlamaGenTransformer(config, shape.grid_size, shape.vocab_size)
+        self.network = LlamaGenTransformer(config, shape.grid_size, shape.vocab_size)
         self.units: tuple[int, ...] = (1,) * shape.grid_size**2
+        if config.caption_width:  # class-conditional models lack this attribute, so they are not `ReadsCaptions`
+            self.reader = CaptionReader(config.text_encoder, config.num_caption_tokens)
 
-    @property
-    def null_class(self) -> int:
-        """The label that asks for no class in particular."""
-        return self.config.num_classes
+    def with_network(self, network: nn.Module) -> "LlamaGen":
+        """Return a copy of this generator with another network; everything else is shared."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "network": network}
+        return twin
 
-    @property
-    def guided(self) -> bool:
-        """Whether there is an unconditional half."""
-        return self.guidance not in (0.0, 1.0)
+    def inputs(self, words: Words) -> LlamaGenInputs:
+        """Return the class numbers, or the features of the captions; equal captions are encoded once."""
+        if not self.config.caption_width:
+            return class_inputs(words, self.config.num_classes)
+        return self.reader.read(words.captions, next(self.network.parameters()).device)
 
-    def start(self, conditions: Conditions) -> LlamaGenState:
-        """A fresh decoding state. The network reads every distinct condition once, however many images share it."""
-        labels, null = self._rows(conditions)
+    def start(self, inputs: LlamaGenInputs | Request, settings: Settings) -> LlamaGenState:
+        """Return a new decoding state. The network reads each distinct condition once, for all images that share it."""
+        strengths = self._strengths(settings)
+        labels, null = self._rows(inputs, strengths)
         distinct, place = (2 * labels + null).unique(return_inverse=True)
-        prefix, mask = self._prefix(conditions, distinct // 2, distinct % 2 == 1)
-        transformer, length = self.transformer, prefix.shape[1]
-        narrow = [KeyValueCache(length) for _ in transformer.blocks]
+        prefix, mask = self._prefix(inputs, distinct // 2, distinct % 2 == 1)
+        network, length = self.network, prefix.shape[1]
+        narrow = [KeyValueCache(length) for _ in network.blocks]
         seen = None if mask is None else causal_mask(mask, length)
-        hidden = transformer.hidden(prefix, transformer.positions(length)[:length], seen, narrow)[:, -1:]
+        hidden = network.hidden(prefix, network.positions(length)[:length], seen, narrow)[:, -1:]
         total = length + len(self.units) - 1
-        caches = [KeyValueCache(total) for _ in transformer.blocks]
+        caches = [KeyValueCache(total) for _ in network.blocks]
         for cache, short in zip(caches, narrow, strict=True):
             cache.append(short.keys[place], short.values[place])
         columns = None
         if mask is not None and not bool(mask.all()):
             columns = F.pad(mask[place], (0, total - length), value=True)[:, None, None]
-        return LlamaGenState(batch=len(conditions), hidden=hidden[place], caches=caches, columns=columns)
+        return LlamaGenState(
+            batch=len(inputs), hidden=hidden[place], caches=caches, columns=columns, strengths=strengths
+        )
 
-    def step(self, state: LlamaGenState, unit_tokens: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
-        """Guided logits of the next token, given the one before (None at the first)."""
-        transformer, drawn = self.transformer, state.drawn
-        if drawn == len(self.units):
-            raise ValueError(f"step: all {drawn} tokens are drawn; call start for a new image")
-        if (unit_tokens is None) != (drawn == 0):
-            raise ValueError(f"unit_tokens: give None at the first token and the one drawn after it (token {drawn})")
-        guided = self._guided_at(drawn)
-        if unit_tokens is None:
+    def step(self, state: LlamaGenState, drawn: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
+        """Return guided logits of the next token, given the previous one (None for the first token)."""
+        network, number = self.network, state.drawn
+        if number == len(self.units):
+            raise ValueError(f"step: all {number} tokens are drawn; call start for a new image")
+        if (drawn is None) != (number == 0):
+            raise ValueError(f"drawn: give None at the first token and the drawn one after it (token {number})")
+        # After the guidance interval, only the conditional half is computed.
+        guided = state.strengths is not None and any(strength != 1 for strength in state.strengths[number:])
+        if drawn is None:
             x = state.hidden
         else:
             rows = 2 * state.batch if guided else state.batch
-            if rows < state.caches[0].batch:  # guidance is over: from here on the conditional half is enough
+            if rows < state.caches[0].batch:
                 for cache in state.caches:
                     cache.keep(rows)
                 state.columns = None if state.columns is None else state.columns[:rows]
-            x = transformer.token_embedding(unit_tokens).repeat(rows // state.batch, 1, 1)
+            x = network.token_embedding(drawn).repeat(rows // state.batch, 1, 1)
             end = state.caches[0].length + 1
             mask = None if state.columns is None else state.columns[..., :end]
-            x = transformer.hidden(x, transformer.rotation[drawn - 1 : drawn], mask, state.caches)
+            x = network.hidden(x, network.rotation[number - 1 : number], mask, state.caches)
         state.drawn += 1
-        return transformer.classify(x, self.guidance if guided else None)
+        return network.classify(x, state.strengths[number] if guided and state.strengths is not None else None)
 
-    def logits(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """Guided logits of all tokens, each given the true ones before it."""
-        labels, null = self._rows(conditions)
-        prefix, mask = self._prefix(conditions, labels, null)
-        strength = None
-        if self.guided:
-            tokens = tokens.repeat(2, 1)
-            strengths = [self.guidance if self._guided_at(i) else 1.0 for i in range(len(self.units))]
-            strength = torch.tensor(strengths, device=tokens.device)[:, None]
-        return self.transformer(prefix, mask, tokens, strength)
+    def logits(
+        self, inputs: LlamaGenInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings
+    ) -> Float[Tensor, "B L V"]:
+        """Return guided logits of all tokens, each given the true tokens before it."""
+        if tokens.shape[1] != len(self.units):  # weights do not depend on the grid, so no other check would notice
+            side = self.tokenizer.config.grid_size
+            raise UserError(
+                f"grid_size: the model draws {side}×{side} tokens per image, but {tokens.shape[1]} are given; "
+                "load it with the grid size of these images"
+            )
+        strengths = self._strengths(settings)
+        labels, null = self._rows(inputs, strengths)
+        prefix, mask = self._prefix(inputs, labels, null)
+        if strengths is None:
+            return self.network(prefix, mask, tokens)
+        return self.network(prefix, mask, tokens.repeat(2, 1), torch.tensor(strengths, device=tokens.device)[:, None])
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1]."""
+        """Decode tokens to images in [0, 1]."""
         side = self.tokenizer.config.grid_size
         codes = self.tokenizer.quantizer.embed(tokens)
         return self.tokenizer.reconstruct(codes.transpose(1, 2).unflatten(2, (side, side)))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
-        """Tokens of images in [0, 1]; the side must be the tokenizer's."""
+        """Encode images in [0, 1] as tokens; their size must be that of the tokenizer."""
         check_size(images, self.tokenizer.config.image_size)
         return self.tokenizer.encode(images)
 
     @staticmethod
     def filter(logits: Float[Tensor, "*N V"], top_k: int = 0, top_p: float = 0.0) -> Float[Tensor, "*N V"]:
-        """LlamaGen's top-k and nucleus filter: removed logits become -inf; 0 turns either off (and so does top_p 1).
+        """Apply LlamaGen's top-k and nucleus filter: removed logits become -inf; 0 turns either off (as does top_p 1).
 
-        Top-k keeps ties with the k-th. The nucleus keeps the likeliest tokens up to and including the first at which
-        their cumulative probability passes top_p (VAR's rule at the boundary is the opposite one).
+        Top-k keeps ties with the k-th token. The nucleus keeps the most likely tokens up to and including the first at
+        which their cumulative probability exceeds top_p. VAR's filter excludes this token.
         """
         logits = keep_top_k(logits, top_k)
         if 0 < top_p < 1:
@@ -147,34 +162,45 @@ class LlamaGen(nn.Module):
             logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
         return logits
 
-    def _rows(self, conditions: Conditions) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
-        """The transformer's labels and which of its rows are unconditional: with guidance, all of the second half."""
-        labels = conditions.labels
-        null = torch.zeros_like(labels, dtype=torch.bool) if conditions.null is None else conditions.null
-        if self.guided:
+    def _strengths(self, settings: Settings) -> tuple[float, ...] | None:
+        """Return the strength s of guidance for each token, 1 after the interval; None if no token is guided."""
+        if settings.guidance is None:
+            return None
+        strengths = settings.at("guidance", len(self.units))
+        if self.guidance_interval >= 0:
+            strengths = tuple(s if i <= self.guidance_interval + 1 else 1.0 for i, s in enumerate(strengths))
+        return None if all(strength == 1 for strength in strengths) else strengths
+
+    def _rows(
+        self, inputs: LlamaGenInputs | Request, strengths: tuple[float, ...] | None
+    ) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+        """Return class or caption numbers, and which rows are unconditional: with guidance, the entire second half."""
+        asked = inputs_of(inputs)
+        if isinstance(asked, TextInputs) != bool(self.config.caption_width):
+            kind = "captions" if self.config.caption_width else "classes"
+            raise UserError(f"inputs: this model reads {kind}, not {type(asked).__name__}")
+        assert isinstance(asked, ClassInputs | TextInputs)
+        labels = asked.rows if isinstance(asked, TextInputs) else asked.labels
+        null = torch.zeros_like(labels, dtype=torch.bool) if asked.null is None else asked.null
+        if strengths is not None:
             labels, null = labels.repeat(2), torch.cat([null, torch.ones_like(null)])
         if not self.config.caption_width:
-            labels = labels.masked_fill(null, self.null_class)
+            labels = labels.masked_fill(null, self.config.num_classes)  # the null class
         return labels, null
 
     def _prefix(
-        self, conditions: Conditions, labels: Int[Tensor, " R"], null: Bool[Tensor, " R"]
+        self, inputs: LlamaGenInputs | Request, labels: Int[Tensor, " R"], null: Bool[Tensor, " R"]
     ) -> tuple[Float[Tensor, "R P C"], Bool[Tensor, "R P"] | None]:
-        """The condition as tokens, and which of them are no padding. A null caption has its caption's padding."""
-        if not self.config.caption_width:
-            return self.transformer.embed_classes(labels), None
-        text = conditions.text
-        if text is None:
-            raise UserError("conditions: this model reads captions; give text features (sfumato.data.prompts)")
-        longest = self.config.num_caption_tokens
+        """Return the condition as tokens, and which are not padding. A null caption keeps its caption's padding."""
+        asked = inputs_of(inputs)
+        if not isinstance(asked, TextInputs):
+            return self.network.embed_classes(labels), None
+        text, longest = asked.captions, self.config.num_caption_tokens
         if text.features.shape[1] > longest or text.features.shape[2] != self.config.caption_width:
             raise UserError(
-                f"text: features {tuple(text.features.shape)} are not of at most {longest} tokens of width "
-                f"{self.config.caption_width}; use the text encoder {self.config.text_encoder!r}"
+                f"text: features have shape {tuple(text.features.shape)}, but the model reads at most {longest} "
+                f"tokens of width {self.config.caption_width}; use the text encoder {self.config.text_encoder!r}"
             )
-        unconditional = self.transformer.null_caption[longest - text.features.shape[1] :]
+        unconditional = self.network.null_caption[longest - text.features.shape[1] :]
         features = torch.where(null[:, None, None], unconditional, text.features[labels].type_as(unconditional))
-        return self.transformer.embed_captions(features), text.mask[labels]
-
-    def _guided_at(self, token: int) -> bool:
-        return self.guided and (self.guidance_interval < 0 or token <= self.guidance_interval + 1)
+        return self.network.embed_captions(features), text.mask[labels]

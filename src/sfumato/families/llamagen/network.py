@@ -1,7 +1,7 @@
-"""LlamaGen: a Llama that draws an image token by token (Sun et al., 2024), class- or text-conditional.
+"""LlamaGen: a Llama that generates an image token by token (Sun et al., 2024), class- or text-conditional.
 
-The condition comes first, as one class token or as the tokens of a caption padded at the left; the image follows in
-raster order. The model follows the published network to the letter, so that released weights load.
+The condition comes first, as one class token or as the tokens of a caption padded on the left. The image follows in
+raster order. The model is exactly as published, so that released weights load.
 """
 
 from collections.abc import Sequence
@@ -18,37 +18,37 @@ from sfumato.nn.attention import KeyValueCache, project
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenConfig:
-    """Shape of a LlamaGen transformer; the grid and the vocabulary are its tokenizer's."""
+    """Shape of a LlamaGen transformer; grid size and vocabulary come from the tokenizer."""
 
     depth: int = 12
     """number of blocks"""
     width: int = 768
     """width of the residual stream"""
     num_heads: int = 12
-    """attention heads"""
+    """number of attention heads"""
     num_kv_heads: int | None = None
-    """heads of keys and values, each shared by a group of query heads; as many as `num_heads` if not given"""
+    """number of key and value heads, each shared by a group of query heads; `num_heads` by default"""
     feed_forward_width: int = 2048
     """hidden width of the gated feed-forward network"""
     num_classes: int = 1000
-    """classes, without the null class of guidance; 0 for a text-conditional model"""
+    """number of classes, without the null class of guidance; 0 for a text-conditional model"""
     caption_width: int = 0
     """width of the text features; 0 for a class-conditional model"""
     num_caption_tokens: int = 120
-    """longest caption, in text tokens"""
+    """maximum length of a caption in text tokens"""
     text_encoder: str = ""
-    """what reads the captions: a bundled encoder, or a T5 by hub id or path"""
+    """text encoder for the captions: a bundled one, or a T5 by hub id or path"""
     rope_base: float = 10000.0
     """base of the rotary frequencies"""
     condition_at_origin: bool = False
-    """give the condition's tokens queries and keys, unrotated; as published they have none, and small models learn
-    their conditions slowly"""
+    """use unrotated queries and keys for the tokens of the condition; in the published model these are zero, with
+    which small models learn their conditions slowly"""
     norm_eps: float = 1e-5
     """epsilon of the RMS norms"""
 
     def __post_init__(self):
         if self.width % self.num_heads or self.width // self.num_heads % 4:
-            raise UserError(f"num_heads: {self.num_heads} must part the width {self.width} into multiples of 4")
+            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 4")
         if self.num_heads % self.kv_heads:
             raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if bool(self.num_classes) == bool(self.caption_width):
@@ -58,7 +58,7 @@ class LlamaGenConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
+        """Number of key and value heads."""
         return self.num_kv_heads or self.num_heads
 
     @property
@@ -68,8 +68,10 @@ class LlamaGenConfig:
 
 
 def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor, "N d2 2"]:
-    """Cosines and sines of the two-dimensional rotary embedding: the first half of a head's pairs turns with the
-    row, the second with the column."""
+    """Return cosines and sines of the two-dimensional rotary embedding.
+
+    The first half of a head's pairs rotates with the row, the second half with the column.
+    """
     pairs = head_width // 4
     frequencies = base ** (-torch.arange(pairs, device="cpu") / pairs)
     angles = torch.outer(torch.arange(grid_size, device="cpu").float(), frequencies)  # (grid, d / 4)
@@ -80,7 +82,7 @@ def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor
 
 
 def rotate(x: Float[Tensor, "R T H d"], rotation: Float[Tensor, "T d2 2"]) -> Float[Tensor, "R T H d"]:
-    """Turn each pair of channels by its position's angle. A row of zeros sets a vector to zero."""
+    """Rotate each pair of channels by the angle of its position. Zeros in `rotation` set the vector to zero."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(rotation.float())[:, None]
     return torch.view_as_real(turned).flatten(-2).type_as(x)
@@ -116,7 +118,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a gated feed-forward network (SwiGLU), each after an RMS norm."""
+    """Transformer block: attention and a gated feed-forward network (SwiGLU), each after an RMS norm."""
 
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
@@ -139,7 +141,7 @@ class Block(nn.Module):
 
 
 class LlamaGenTransformer(nn.Module):
-    """The network: a condition and the image tokens so far in, logits of the next token out."""
+    """The network: from the condition and the image tokens so far to the logits of the next token."""
 
     rotation: Tensor
     null_caption: Tensor
@@ -164,23 +166,23 @@ class LlamaGenTransformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The published initialisation: normal with std 0.02; the head starts at zero."""
+        """Initialize weights as published: normal with standard deviation 0.02; the head is zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
     def embed_classes(self, labels: Int[Tensor, " R"]) -> Float[Tensor, "R 1 C"]:
-        """The class as a sequence of one token."""
+        """Embed classes as sequences of one token."""
         return self.class_embedding(labels)[:, None]
 
     def embed_captions(self, features: Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
-        """The caption's tokens at the network's width; in the type of the residual stream, also under autocast."""
+        """Project caption features to the network's width, in the type of the residual stream even under autocast."""
         hidden = F.gelu(self.caption_in(features), approximate="tanh")
         return self.caption_out(hidden).type_as(self.token_embedding.weight)
 
     def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
-        """Rotations of the condition's tokens, which are zero as published (not the identity), then the image's."""
+        """Return the condition's rotations, zero as published (not the identity), followed by those of the image."""
         condition = self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:])
         if self.config.condition_at_origin:
             condition[..., 0] = 1.0
@@ -193,14 +195,16 @@ class LlamaGenTransformer(nn.Module):
         mask: Tensor | None = None,
         caches: Sequence[KeyValueCache | None] | None = None,
     ) -> Float[Tensor, "R T C"]:
-        """The last block's output."""
+        """Run the blocks; returns the output of the last one."""
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, rotation, mask, cache)
         return x
 
     def classify(self, x: Float[Tensor, "R T C"], strength: float | Tensor | None = None) -> Float[Tensor, "B T V"]:
-        """Logits in float32. With a `strength` the second half of the rows is unconditional: the head is linear, so
-        that guiding what it reads is guiding the logits, at half the cost."""
+        """Return logits in float32. If `strength` is given, the second half of the rows must be unconditional.
+
+        The head is linear, so guidance is applied to its input instead of the logits, at half the cost.
+        """
         x = self.norm(x)
         if strength is not None:
             conditional, unconditional = x.chunk(2)
@@ -214,7 +218,7 @@ class LlamaGenTransformer(nn.Module):
         tokens: Int[Tensor, "R N"],
         strength: float | Tensor | None = None,
     ) -> Float[Tensor, "B N V"]:
-        """Teacher-forced logits of all image tokens, guided if a `strength` is given."""
+        """Return teacher-forced logits of all image tokens, guided if `strength` is given."""
         x = torch.cat([prefix, self.token_embedding(tokens[:, :-1])], dim=1)
         rotation = self.positions(prefix.shape[1])[: x.shape[1]]
         x = self.hidden(x, rotation, None if mask is None else causal_mask(mask, x.shape[1]))
@@ -222,7 +226,7 @@ class LlamaGenTransformer(nn.Module):
 
 
 def causal_mask(prefix_mask: Bool[Tensor, "R P"], length: int) -> Bool[Tensor, "R 1 T T"]:
-    """Which positions see which: the earlier ones, without padded text tokens; every position sees itself."""
+    """Return the attention mask: each position sees itself and all earlier positions except padded text tokens."""
     columns = F.pad(prefix_mask, (0, length - prefix_mask.shape[1]), value=True)[:, None, None]
     square = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device)
     return (square.tril() & columns) | square.tril().triu()

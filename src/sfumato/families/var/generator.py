@@ -1,6 +1,6 @@
-"""VAR as a generator: labels and drawn scales in, guided logits and images out (Tian et al., 2024)."""
+"""VAR as a generator: guided logits from labels and drawn scales, and images (Tian et al., 2024)."""
 
-from collections.abc import Sequence
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,118 +8,130 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from sfumato.families.shared import check_size, keep_top_k, name_classes
+from sfumato.families.shared import check_size, check_tokens, class_inputs, keep_top_k, number_classes
 from sfumato.families.var.network import VARConfig, VARTransformer
 from sfumato.families.var.tokenizer import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
-from sfumato.policy import LogitsFilter
-from sfumato.rollout import Conditions
-from sfumato.settings import Inference
+from sfumato.policy import Card
+from sfumato.request import ClassInputs, Request, Words, inputs_of
+from sfumato.settings import Settings
 
 
 @dataclass(kw_only=True)
 class VARState:
-    """A decoding in progress. With guidance there are R = 2B rows: the conditions', then as many of the null class."""
+    """State of decoding. With guidance there are R = 2B rows: B conditional ones, then B of the null class."""
 
     scale: int
-    """number of scales whose logits were asked for"""
+    """number of scales whose logits have been computed"""
     embedding: Float[Tensor, "R C"]
     modulations: list[Tensor]
     caches: list[KeyValueCache]
     features: Float[Tensor, "B Z h w"]
-    """accumulated feature map of the scales drawn"""
+    """accumulated feature map of the scales drawn so far"""
+    strengths: tuple[float, ...] | None
+    """strength of guidance at each scale; None without guidance"""
 
 
 class VAR(nn.Module):
     """A next-scale generator: a trainable transformer and its frozen tokenizer.
 
-    `guidance` g makes the policy (1 + t)·conditional - t·unconditional logits, t = g·i/(S - 1) at scale i of S,
-    in sampling and in scoring. The published sampler computes the unconditional half even at g = 0; this one
-    does not. The published forward drops labels at random even in eval mode; here that is the data's business.
+    With guidance g, the logits are (1 + t)·conditional - t·unconditional, in sampling and in scoring. As published, a
+    single number g is ramped linearly: t = g·i/(S - 1) at scale i of S. A list of S numbers sets t directly. The
+    published sampler computes the unconditional half even at g = 0; this one does not. The published forward pass drops
+    labels at random even in eval mode; here only pre-training does.
     """
 
-    def __init__(
-        self,
-        config: VARConfig,
-        tokenizer: MultiScaleVQVAE,
-        class_names: Sequence[str] | None = None,
-        guidance: float = 0.0,
-    ):
+    def __init__(self, config: VARConfig, tokenizer: MultiScaleVQVAE, card: Card | None = None):
         super().__init__()
         self.config = config
-        self.class_names = name_classes(class_names, config.num_classes)
-        self.guidance = guidance
-        self.inference = Inference()
-        self.text_encoder, self.longest_caption = "", 0
+        self.card = number_classes(card or Card(family="var"), config.num_classes)
         self.tokenizer = tokenizer.requires_grad_(False).eval()
         shape = tokenizer.config
-        self.transformer = VARTransformer(config, shape.scales, shape.vocab_size, shape.latent_channels)
-        self.units = self.transformer.units
+        self.network = VARTransformer(config, shape.scales, shape.vocab_size, shape.latent_channels)
+        self.units = self.network.units
 
-    @property
-    def null_class(self) -> int:
-        """The label that asks for no class in particular."""
-        return self.config.num_classes
+    def with_network(self, network: nn.Module) -> "VAR":
+        """Return a copy of this generator with another network; everything else is shared."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "network": network}
+        return twin
 
-    def start(self, conditions: Conditions) -> VARState:
-        """A fresh decoding state for these labels."""
-        labels = self._rows(conditions)
-        transformer, shape = self.transformer, self.tokenizer.config
-        embedding = transformer.class_embedding(labels)
-        modulations = transformer.modulations(embedding)
-        caches = [KeyValueCache(sum(self.units)) for _ in transformer.blocks]
+    def inputs(self, words: Words) -> ClassInputs:
+        """Return the class numbers of these words."""
+        return class_inputs(words, self.config.num_classes)
+
+    def start(self, inputs: ClassInputs | Request, settings: Settings) -> VARState:
+        """Return a new decoding state for these classes."""
+        strengths = self._strengths(settings)
+        labels = self._rows(inputs, strengths)
+        network, shape = self.network, self.tokenizer.config
+        embedding = network.class_embedding(labels)
         side = shape.scales[-1]
-        features = embedding.new_zeros(len(conditions), shape.latent_channels, side, side)
-        return VARState(scale=0, embedding=embedding, modulations=modulations, caches=caches, features=features)
+        return VARState(
+            scale=0,
+            embedding=embedding,
+            modulations=network.modulations(embedding),
+            caches=[KeyValueCache(sum(self.units)) for _ in network.blocks],
+            features=embedding.new_zeros(len(inputs), shape.latent_channels, side, side),
+            strengths=strengths,
+        )
 
-    def step(self, state: VARState, unit_tokens: Tensor | None) -> Float[Tensor, "B u V"]:
-        """Guided logits of the next scale. `unit_tokens` are those drawn at the scale before, as indices (B, u) or
-        as distributions over the vocabulary (B, u, V), whose mean code is then taken; None at the first scale."""
-        transformer, quantizer = self.transformer, self.tokenizer.quantizer
+    def step(self, state: VARState, drawn: Tensor | None) -> Float[Tensor, "B u V"]:
+        """Return guided logits of the next scale.
+
+        `drawn` holds the tokens of the previous scale, as indices (B, u) or as distributions over the vocabulary
+        (B, u, V), whose mean codes are used; None for the first scale.
+        """
+        network, quantizer = self.network, self.tokenizer.quantizer
         scale = state.scale
         if scale == len(self.units):
             raise ValueError(f"step: all {scale} scales are drawn; call start for a new image")
-        if (unit_tokens is None) != (scale == 0):
-            raise ValueError(f"unit_tokens: give None at the first scale and the tokens drawn after it (scale {scale})")
-        if unit_tokens is None:
-            x = transformer.embed_start(state.embedding)
+        if (drawn is None) != (scale == 0):
+            raise ValueError(f"drawn: give None at the first scale and the drawn tokens after it (scale {scale})")
+        if drawn is None:
+            x = network.embed_start(state.embedding)
         else:
-            state.features = state.features + quantizer.upsample(scale - 1, quantizer.embed(unit_tokens))
+            state.features = state.features + quantizer.upsample(scale - 1, quantizer.embed(drawn))
             codes = quantizer.downsample(scale, state.features).flatten(2).transpose(1, 2)
             codes = codes.repeat(len(state.embedding) // len(codes), 1, 1)
-            x = transformer.embed_codes(codes, sum(self.units[:scale]))
-        for block, modulation, cache in zip(transformer.blocks, state.modulations, state.caches, strict=True):
+            x = network.embed_codes(codes, sum(self.units[:scale]))
+        for block, modulation, cache in zip(network.blocks, state.modulations, state.caches, strict=True):
             x = block(x, modulation, cache=cache)
         state.scale += 1
-        logits = transformer.classify(x, state.embedding)
-        return self._guide(logits, logits.new_tensor(self._guidance_at(scale)))
+        logits = network.classify(x, state.embedding)
+        return logits if state.strengths is None else _guide(logits, logits.new_tensor(state.strengths[scale]))
 
-    def logits(self, conditions: Conditions, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        """Guided logits of all scales, each given the true tokens of the coarser ones."""
-        labels = self._rows(conditions)
-        codes = self._inputs(tokens)
+    def logits(
+        self, inputs: ClassInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings
+    ) -> Float[Tensor, "B L V"]:
+        """Return guided logits of all scales, each given the true tokens of the coarser scales."""
+        check_tokens(tokens, self.units)
+        strengths = self._strengths(settings)
+        labels = self._rows(inputs, strengths)
+        codes = self._codes(tokens)
         codes = codes.repeat(len(labels) // len(codes), 1, 1)
-        logits = self.transformer(labels, codes)
-        ramp = logits.new_tensor([self._guidance_at(scale) for scale in range(len(self.units))])
-        return self._guide(logits, ramp[self.transformer.levels, None])
+        logits = self.network(labels, codes)
+        if strengths is None:
+            return logits
+        return _guide(logits, logits.new_tensor(strengths)[self.network.levels, None])
 
     def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] of tokens (B, L), or of distributions over the vocabulary (B, L, V)."""
+        """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""
         quantizer = self.tokenizer.quantizer
         parts = [quantizer.upsample(i, quantizer.embed(t)) for i, t in enumerate(tokens.split(self.units, dim=1))]
         return self.tokenizer.reconstruct(torch.stack(parts).sum(0))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
-        """Tokens of images in [0, 1]; the side must be the tokenizer's."""
+        """Encode images in [0, 1] as tokens; their size must be that of the tokenizer."""
         check_size(images, self.tokenizer.config.image_size)
         return self.tokenizer.encode(images)
 
     @staticmethod
     def filter(logits: Float[Tensor, "*N V"], top_k: int = 0, top_p: float = 0.0) -> Float[Tensor, "*N V"]:
-        """VAR's top-k and nucleus filter: removed logits become -inf; 0 turns either off.
+        """Apply VAR's top-k and nucleus filter: removed logits become -inf; 0 turns either filter off.
 
-        Top-k keeps ties with the k-th. The nucleus removes the least likely tokens whose probabilities add up to at
-        most 1 - top_p, and always keeps the likeliest (LlamaGen's rule at the boundary is the opposite one).
+        Top-k keeps ties with the k-th token. The nucleus filter removes the least likely tokens whose probabilities add
+        up to at most 1 - top_p, and always keeps the most likely token. (LlamaGen's filter differs at the boundary.)
         """
         logits = keep_top_k(logits, top_k)
         if top_p > 0:
@@ -129,24 +141,50 @@ class VAR(nn.Module):
             logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
         return logits
 
-    def _rows(self, conditions: Conditions) -> Int[Tensor, " R"]:
-        """The transformer's labels: with guidance the null class follows."""
-        labels = conditions.labels
-        if conditions.null is not None:
-            labels = labels.masked_fill(conditions.null, self.null_class)
-        return torch.cat([labels, torch.full_like(labels, self.null_class)]) if self.guidance else labels
+    @torch.no_grad()
+    def sample_smooth(
+        self, inputs: ClassInputs | Request, seeds: Integer[Tensor, " B"], settings: Settings
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Draw images in [0, 1] with VAR's "more smooth" sampling, which is for display, not for evaluation.
 
-    def _guidance_at(self, scale: int) -> float:
-        return self.guidance * scale / max(1, len(self.units) - 1)
+        Each position uses the mean code under a Gumbel-softmax sample instead of the code of one token; the samples
+        become sharper from scale to scale. As elsewhere in Sfumato, logits are divided by the temperature before they
+        are filtered; VAR's own code has no temperature.
+        """
+        rngs = [np.random.default_rng(seed) for seed in seeds.tolist()]
+        count = len(self.units)
+        temperatures, top_ks, top_ps = (settings.at(name, count) for name in ("temperature", "top_k", "top_p"))
+        state = self.start(inputs, settings)
+        weights: list[Tensor] = []
+        for scale in range(count):
+            logits = self.step(state, weights[-1] if weights else None) / temperatures[scale]
+            logits = self.filter(logits, int(top_ks[scale]), top_ps[scale])
+            progress = scale / max(1, count - 1)
+            noise = np.stack([rng.gumbel(size=logits.shape[1:]).astype(np.float32) for rng in rngs])
+            perturbed = logits * (1 + progress) + torch.from_numpy(noise).to(logits.device)
+            weights.append((perturbed / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(-1))
+        return self.decode(torch.cat(weights, dim=1))
 
-    def _guide(self, logits: Float[Tensor, "R T V"], strength: Tensor) -> Float[Tensor, "B T V"]:
-        if not self.guidance:
-            return logits
-        conditional, unconditional = logits.chunk(2)
-        return (1 + strength) * conditional - strength * unconditional
+    def _strengths(self, settings: Settings) -> tuple[float, ...] | None:
+        """Return the strength t of guidance at each scale; None without guidance."""
+        guidance, last = settings.guidance, max(1, len(self.units) - 1)
+        if guidance is None:
+            return None
+        if isinstance(guidance, tuple):
+            return settings.at("guidance", len(self.units))
+        return tuple(guidance * scale / last for scale in range(len(self.units)))
 
-    def _inputs(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B T Z"]:
-        """Teacher-forcing input: for every scale but the first, the feature map so far at that scale's side."""
+    def _rows(self, inputs: ClassInputs | Request, strengths: tuple[float, ...] | None) -> Int[Tensor, " R"]:
+        """Return the labels for the network; with guidance, followed by as many null classes."""
+        classes = inputs_of(inputs)
+        assert isinstance(classes, ClassInputs)
+        null_class, labels = self.config.num_classes, classes.labels
+        if classes.null is not None:
+            labels = labels.masked_fill(classes.null, null_class)
+        return labels if strengths is None else torch.cat([labels, torch.full_like(labels, null_class)])
+
+    def _codes(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B T Z"]:
+        """Return the teacher-forcing input: for each scale except the first, the feature map so far at its side."""
         quantizer = self.tokenizer.quantizer
         features, inputs = None, []
         for scale, unit in enumerate(tokens.split(self.units, dim=1)[:-1]):
@@ -156,26 +194,6 @@ class VAR(nn.Module):
         return torch.cat(inputs, dim=1)
 
 
-@torch.no_grad()
-def sample_smooth(
-    generator: VAR,
-    conditions: Conditions,
-    seeds: Integer[Tensor, " B"],
-    filter: LogitsFilter | None = None,
-    temperature: float = 1.0,
-) -> Float[Tensor, "B 3 H W"]:
-    """VAR's "more smooth" images in [0, 1], for pictures, not for numbers: instead of a token each position takes
-    the mean code under a Gumbel-softmax sample, which sharpens from scale to scale. As in all sampling here, logits are
-    divided by the temperature before they are filtered; VAR's own code has none."""
-    rngs = [np.random.default_rng(seed) for seed in seeds.tolist()]
-    state = generator.start(conditions)
-    weights: list[Tensor] = []
-    for scale in range(len(generator.units)):
-        logits = generator.step(state, weights[-1] if weights else None) / temperature
-        if filter is not None:
-            logits = filter(logits)
-        progress = scale / max(1, len(generator.units) - 1)
-        noise = np.stack([rng.gumbel(size=logits.shape[1:]).astype(np.float32) for rng in rngs])
-        perturbed = logits * (1 + progress) + torch.from_numpy(noise).to(logits.device)
-        weights.append((perturbed / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(-1))
-    return generator.decode(torch.cat(weights, dim=1))
+def _guide(logits: Float[Tensor, "R T V"], strength: Tensor) -> Float[Tensor, "B T V"]:
+    conditional, unconditional = logits.chunk(2)
+    return (1 + strength) * conditional - strength * unconditional

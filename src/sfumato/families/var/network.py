@@ -1,7 +1,7 @@
-"""VAR: a transformer that draws an image scale by scale (Tian et al., 2024).
+"""VAR: a transformer that generates an image scale by scale (Tian et al., 2024).
 
-Tokens of one scale are drawn in parallel, given all coarser scales. The model follows the published network to
-the letter, so that released weights load; the two departures are noted where they are made.
+The tokens of a scale are drawn in parallel, given all coarser scales. The model is exactly as published, so that
+released weights load. Comments in the code note the two exceptions.
 """
 
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ from sfumato.nn.attention import KeyValueCache, project
 
 @dataclass(frozen=True, kw_only=True)
 class VARConfig:
-    """Shape of a VAR transformer; the scales, the vocabulary and the code width are its tokenizer's."""
+    """Shape of a VAR transformer; scales, vocabulary and code width come from the tokenizer."""
 
     depth: int = 16
     """number of blocks"""
     width: int = 1024
     """width of the residual stream"""
     num_heads: int = 16
-    """attention heads"""
+    """number of attention heads"""
     mlp_ratio: float = 4.0
-    """hidden width of the feed-forward network over `width`"""
+    """hidden width of the feed-forward network, as a multiple of `width`"""
     num_classes: int = 1000
-    """classes, without the null class of guidance"""
+    """number of classes, without the null class of guidance"""
     shared_adaln: bool = False
-    """one projection of the class embedding for all blocks, with a learned offset each (d36)"""
+    """use one projection of the class embedding for all blocks, with a learned offset per block (as in d36)"""
     l2_attention: bool = True
-    """unit-length queries and keys with a learned temperature a head"""
+    """use unit-length queries and keys with a learned temperature per head"""
     norm_eps: float = 1e-6
     """epsilon of the layer norms"""
 
@@ -44,12 +44,12 @@ class VARConfig:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of the sequence, which sees the keys up to its own end."""
+    """A contiguous part of the sequence, which attends to all keys up to its own end."""
 
     start: int
     end: int
     mask: Bool[Tensor, "T N"] | None = None
-    """which of these keys each position sees; all if None"""
+    """True for the keys that each position attends to; None means all of them"""
 
 
 def attend(
@@ -59,7 +59,7 @@ def attend(
     spans: Sequence[Span],
     softmax_scale: float,
 ) -> Float[Tensor, "B H T d"]:
-    """Attention span by span: most scores that one mask over everything would throw away are never computed."""
+    """Compute attention span by span, which avoids most of the scores that a single mask would discard."""
     parts = [
         F.scaled_dot_product_attention(
             query[:, :, span.start : span.end],
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
         self.log_scale = nn.Parameter(torch.full((config.num_heads, 1, 1), 4.0).log()) if config.l2_attention else None
-        # Without l2 normalisation the published softmax scale is a quarter of the usual 1/sqrt(d).
+        # Without L2 normalization, the published softmax scale is a quarter of the usual 1/sqrt(d).
         self.softmax_scale = 1.0 if config.l2_attention else 0.25 / (width // config.num_heads) ** 0.5
 
     def forward(
@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each scaled, shifted and gated by the class (adaLN)."""
+    """Transformer block: attention and feed-forward, each scaled, shifted and gated by the class (adaLN)."""
 
     def __init__(self, config: VARConfig):
         super().__init__()
@@ -123,7 +123,7 @@ class Block(nn.Module):
         )
 
     def modulate(self, embedding: Float[Tensor, "B C"], shared: Tensor | None) -> Float[Tensor, "B 6 C"]:
-        """Gates (attention, feed-forward), scales and shifts of this block."""
+        """Return the gates (attention, feed-forward), scales and shifts of this block."""
         if self.modulation is not None:
             return self.modulation(F.silu(embedding)).unflatten(1, (6, -1))
         assert shared is not None
@@ -143,12 +143,12 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2, project(self.fc2, hidden))
 
     def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Layer norm with the class's scale and shift."""
+        """Apply layer norm with the scale and shift of the class."""
         return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=self.eps), 1 + scale)
 
 
 class VARTransformer(nn.Module):
-    """The network: class labels and codes of the scales before in, logits out."""
+    """The network: from class labels and the codes of the previous scales to logits."""
 
     levels: Tensor
     mask: Tensor
@@ -167,14 +167,14 @@ class VARTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocab_size)
-        # On the CPU whatever the default device, so that a model built on "meta" is complete once its weights are in.
+        # Always on the CPU, so that a model built on "meta" is complete once its weights are loaded.
         levels = torch.arange(len(self.units), device="cpu").repeat_interleave(torch.tensor(self.units, device="cpu"))
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("mask", levels[:, None] >= levels[None, :], persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The published initialisation: std sqrt(1 / 3C), shallower output projections, small gates and head."""
+        """Initialize weights as published: std sqrt(1 / 3C), smaller for output projections, gates and head."""
         std = (1 / self.config.width / 3) ** 0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -199,25 +199,25 @@ class VARTransformer(nn.Module):
                     block.modulation_offset[:2].mul_(1e-5)
 
     def modulations(self, embedding: Float[Tensor, "R C"]) -> list[Float[Tensor, "R 6 C"]]:
-        """Every block's gates, scales and shifts for the class embeddings; the same at all positions."""
+        """Return the gates, scales and shifts of each block for the class embeddings, the same at all positions."""
         shared = None
         if self.shared_modulation is not None:
             shared = self.shared_modulation(F.silu(embedding)).unflatten(1, (6, -1))
         return [block.modulate(embedding, shared) for block in self.blocks]  # pyright: ignore[reportCallIssue]
 
     def embed_start(self, embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R u C"]:
-        """Input of the first scale: the class itself."""
+        """Return the input of the first scale: the class embedding with its position."""
         return embedding[:, None] + self.start_position + self._place(slice(0, self.units[0]))
 
     def embed_codes(self, codes: Float[Tensor, "R T Z"], first: int) -> Float[Tensor, "R T C"]:
-        """Input of the later scales, whose first position in the sequence is `first`."""
+        """Return the input of later scales, where `first` is their first position in the sequence."""
         return self.code_projection(codes) + self._place(slice(first, first + codes.shape[1]))
 
     def _place(self, span: slice) -> Float[Tensor, "T C"]:
         return self.positions[span] + self.level_embedding(self.levels[span])
 
     def spans(self) -> list[Span]:
-        """The two finest scales, most of all tokens, on their own; the coarser ones together under a mask."""
+        """Return one span for each of the two finest scales (most of the tokens) and one masked span for the others."""
         coarse = sum(self.units[:-2])
         spans = [Span(0, coarse, self.mask[:coarse, :coarse])] if coarse else []
         for unit in self.units[-2:]:
@@ -226,14 +226,14 @@ class VARTransformer(nn.Module):
         return spans
 
     def classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
-        """Logits, in float32 even under autocast. The raw class embedding modulates, also with shared adaLN."""
+        """Return logits, in float32 even under autocast. The raw class embedding modulates, even with shared adaLN."""
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.head_modulation(F.silu(embedding.float())).unsqueeze(1).chunk(2, dim=-1)
             normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.config.norm_eps)
             return project(self.head, normed * (1 + scale) + shift)
 
     def forward(self, labels: Int[Tensor, " R"], codes: Float[Tensor, "R T Z"]) -> Float[Tensor, "R L V"]:
-        """Teacher-forced logits of all scales; `codes` are the inputs of all but the first."""
+        """Return teacher-forced logits of all scales; `codes` are the inputs of all scales except the first."""
         embedding = self.class_embedding(labels)
         x = torch.cat([self.embed_start(embedding), self.embed_codes(codes, self.units[0])], dim=1)
         spans = self.spans()

@@ -1,9 +1,10 @@
 """The multi-scale image tokenizer.
 
-`MultiScaleVQVAE` is VAR's tokenizer (Tian et al., 2024, algorithms 1 and 2): an image becomes a pyramid of
-token maps, each of which quantises what the coarser ones left over.
+`MultiScaleVQVAE` is VAR's tokenizer (Tian et al., 2024, algorithms 1 and 2). It encodes an image as a pyramid of token
+maps, each of which quantizes the residual of the coarser maps.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from sfumato.nn.autoencoder import Decoder, Encoder, downsampling
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAEConfig:
-    """Shape of a multi-scale tokenizer; the defaults are the released `vae_ch160v4096z32`."""
+    """Shape of a multi-scale tokenizer; the defaults are those of the released `vae_ch160v4096z32`."""
 
     scales: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     """side of each token map, coarse to fine"""
@@ -28,21 +29,22 @@ class VQVAEConfig:
     base_channels: int = 160
     """width of the first encoder level"""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """width of each level over `base_channels`; every level but the last halves the side"""
+    """width of each level as a multiple of `base_channels`; each level except the last halves the side"""
     num_res_blocks: int = 2
-    """residual blocks a level in the encoder; the decoder has one more"""
+    """residual blocks per level in the encoder; the decoder has one more per level"""
     patch: int = 1
-    """pixel-unshuffle factor before the encoder (and shuffle after the decoder); 1 is the published network"""
+    """factor of the pixel unshuffle before the encoder and the pixel shuffle after the decoder; 1 in the published
+    network"""
     norm_groups: int = 32
-    """groups of each group norm"""
+    """number of groups in each group norm"""
     num_phi: int = 4
-    """residual "phi" convolutions, shared out over the scales"""
+    """number of residual "phi" convolutions, distributed over the scales"""
     phi_ratio: float = 0.5
-    """weight of the convolution in phi; the identity has the rest"""
+    """weight of the convolution in phi; the identity has weight 1 - phi_ratio"""
 
     @property
     def downsampling(self) -> int:
-        """Pixels a side for each token of the finest map."""
+        """Width and height in pixels of a token of the finest map."""
         return downsampling(self)
 
     @property
@@ -52,10 +54,10 @@ class VQVAEConfig:
 
 
 def phi_assignment(num_phi: int, num_scales: int) -> tuple[int, ...]:
-    """Which of the `num_phi` shared convolutions each scale uses.
+    """Return which of the `num_phi` shared convolutions each scale uses.
 
-    The published rule takes the tick nearest to i / (S - 1); for four convolutions and ten scales two of those
-    are ties that float64 rounding settles, so the arithmetic is kept to the letter: 0 0 1 1 1 2 2 3 3 3.
+    The published rule selects the tick nearest to i / (S - 1). For four convolutions and ten scales, two of these are
+    ties that float64 rounding decides, so the arithmetic is exactly as published. The result is 0 0 1 1 1 2 2 3 3 3.
     """
     margin = 1 / 3 / num_phi if num_phi == 4 else 1 / 2 / num_phi
     ticks = np.linspace(margin, 1 - margin, num_phi)
@@ -63,7 +65,7 @@ def phi_assignment(num_phi: int, num_scales: int) -> tuple[int, ...]:
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Residual quantisation over scales with one codebook (VAR, algorithms 1 and 2)."""
+    """Residual quantization over scales with one codebook (VAR, algorithms 1 and 2)."""
 
     usage: Tensor
 
@@ -78,17 +80,17 @@ class MultiScaleQuantizer(nn.Module):
         self.register_buffer("usage", torch.zeros(len(config.scales), config.vocab_size))
 
     def embed(self, tokens: Tensor) -> Float[Tensor, "B u C"]:
-        """Codes of tokens (B, u), or the mean code of token distributions (B, u, V)."""
+        """Return the codes of tokens (B, u), or the mean codes of token distributions (B, u, V)."""
         return tokens @ self.codebook.weight if tokens.is_floating_point() else self.codebook(tokens)
 
     def nearest(self, vectors: Float[Tensor, "N C"]) -> Int[Tensor, " N"]:
-        """Index of the code with the smallest Euclidean distance to each vector."""
+        """Return the index of the code with the smallest Euclidean distance to each vector."""
         codes = self.codebook.weight
         distances = vectors.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * vectors @ codes.T
         return distances.argmin(1)
 
     def upsample(self, scale: int, codes: Float[Tensor, "B u C"]) -> Float[Tensor, "B C h w"]:
-        """What scale number `scale` adds to the feature map: its codes enlarged (bicubic) and passed through phi."""
+        """Return what scale number `scale` adds to the feature map: its codes, enlarged (bicubic), after phi."""
         side, full = self.scales[scale], self.scales[-1]
         h = codes.transpose(1, 2).unflatten(2, (side, side))
         if scale < len(self.scales) - 1:
@@ -97,16 +99,16 @@ class MultiScaleQuantizer(nn.Module):
         return h * (1 - self.phi_ratio) + phi(h) * self.phi_ratio
 
     def downsample(self, scale: int, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C s s"]:
-        """The feature map seen at the side of scale number `scale` (area average)."""
+        """Reduce the feature map to the side of scale number `scale` (area average)."""
         if scale == len(self.scales) - 1:
             return features
         return F.interpolate(features, size=(self.scales[scale],) * 2, mode="area")
 
     def quantize(self, features: Float[Tensor, "B C h w"]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Quantise coarse to fine.
+        """Quantize features from coarse to fine.
 
-        Returns, a scale each: tokens (B, s·s), the feature map accumulated so far (B, C, h, w), and the
-        vectors (B·s·s, C) that were quantised.
+        Returns lists with one item per scale: tokens (B, s·s), the feature map accumulated so far (B, C, h, w), and the
+        vectors (B·s·s, C) that were quantized.
         """
         tokens, accumulated, quantized = [], [], []
         rest = features
@@ -124,7 +126,7 @@ class MultiScaleQuantizer(nn.Module):
 
 
 class MultiScaleVQVAE(nn.Module):
-    """VAR's tokenizer. Images are in [0, 1] outside and in [-1, 1] inside, as the weights expect."""
+    """VAR's tokenizer. Its interface uses images in [0, 1]; its networks use [-1, 1], as the weights expect."""
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
@@ -137,19 +139,28 @@ class MultiScaleVQVAE(nn.Module):
         self.quantizer = MultiScaleQuantizer(config)
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Encoder features before quantisation, of images in [0, 1]."""
+        """Return the encoder features of images in [0, 1], before quantization."""
         return self.pre_conv(self.encoder(images * 2 - 1))
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
-        """Tokens of images in [0, 1], scales concatenated coarse to fine, row-major inside a scale."""
+        """Encode images in [0, 1] as tokens: scales concatenated from coarse to fine, row-major within a scale."""
         tokens, _, _ = self.quantizer.quantize(self.features(images))
         return torch.cat(tokens, dim=1)
 
+    @torch.no_grad()
+    def count_usage(self, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> None:
+        """Count how often each scale uses each code over all images; inference does not use the counts."""
+        units, usage = [side * side for side in self.config.scales], self.quantizer.usage
+        usage.zero_()
+        for images in batches:
+            for scale, tokens in enumerate(self.encode(images).split(units, dim=1)):
+                usage[scale] += torch.bincount(tokens.flatten(), minlength=usage.shape[1])
+
     def decode_features(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """What the decoder makes of an accumulated feature map: images about [-1, 1], not clamped."""
+        """Decode an accumulated feature map to images in about [-1, 1], not clamped."""
         return self.decoder(self.post_conv(features))
 
     def reconstruct(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Images in [0, 1] decoded from an accumulated feature map."""
+        """Decode an accumulated feature map to images in [0, 1]."""
         return (self.decode_features(features).clamp(-1, 1) + 1) / 2

@@ -1,0 +1,74 @@
+"""`sfumato evaluate TARGET ...`."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from sfumato.cli.listing import check_known
+from sfumato.cli.options import parse_options, renamed, take_option
+from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure models and images side by side. --suite NAME chooses what is measured (default: accuracy); each suite has
+    options of its own."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """models (bundled, released, run or checkpoint folder), image folders or .npz files; the first is the baseline"""
+    suite: Annotated[AnySuite, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+    out: Path | None = None
+    """folder for the results; an interrupted evaluation continues there"""
+    device: str = "auto"
+    """device to run on: auto, cpu, cuda or cuda:N"""
+
+    def __call__(self) -> int:
+        from sfumato.engine.process import find_device
+        from sfumato.evaluation.runner import evaluate
+        from sfumato.evaluation.tables import metrics, number, to_markdown
+
+        console, progress = Console(), Console(stderr=True, highlight=False)
+        try:
+            results = evaluate(self.suite, self.targets, self.out, find_device(self.device), progress.print)
+        except KeyboardInterrupt:
+            kept = "nothing is saved without --out" if self.out is None else f"the same command resumes in {self.out}"
+            progress.print(f"Stopped; {kept}", soft_wrap=True)
+            return 130
+        name, measurement = next(iter(results.items()))
+        if len(results) == 1 and len(measurement) < 6:
+            line = "  ".join(f"{metric} {number(measurement[metric].value)}" for metric in metrics(results))
+            console.print(f"{line}  ({name})", highlight=False, soft_wrap=True, markup=False)
+        else:
+            console.print(to_markdown(results), highlight=False, soft_wrap=True, markup=False)
+        for path in [] if self.out is None else [self.out / "results.md", *self.out.glob("results.png")]:
+            console.print(str(path), highlight=False, soft_wrap=True)
+        return 0
+
+
+def parse(arguments: list[str]) -> Callable[[], int]:
+    """Parse the targets, the suite and its options."""
+    suite, rest = choose_suite(renamed(arguments, {"neighbours": "neighbors"}))
+    return parse_options(Evaluate, "evaluate", rest, Evaluate(suite=suite, targets=()))
+
+
+def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
+    """Return the suite that `--suite NAME` chooses (accuracy by default), and the other arguments.
+
+    Raises:
+        UserError: the suite does not exist.
+    """
+    name, rest = take_option("suite", "accuracy", arguments)
+    check_known("suite", name, SUITES)
+    suite = SUITES[name]()
+    if isinstance(suite, GuidanceSweep):
+        name, rest = take_option("of", "accuracy", rest)
+        check_known("of", name, [known for known, kind in SUITES.items() if kind is not GuidanceSweep])
+        inner = SUITES[name]()
+        assert not isinstance(inner, GuidanceSweep)
+        suite = dataclasses.replace(suite, of=inner)
+    return suite, rest

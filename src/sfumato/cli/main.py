@@ -1,0 +1,104 @@
+"""The `sfumato` command: selection of the command, and the choices for its first argument.
+
+The module of a command is imported only when the command is used, so lists and typos do not import torch.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfumato.cli.listing import check_known, list_choices
+from sfumato.engine.memory import keep_freed_memory
+from sfumato.errors import UserError
+from sfumato.experiments import EXPERIMENTS
+from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
+
+FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
+"""Exit statuses; a bug exits with 1."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command. Its `parse` function is in the module of the same name in this folder."""
+
+    help: str
+    """one-line description"""
+    kind: str = ""
+    """kind of the first argument, if it is one of `choices`"""
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """choices for the first argument, by name; each has a one-line `help`"""
+
+
+COMMANDS = {
+    "train": Command("align a generator with a reward (GRPO)", "recipe", TRAIN_RECIPES),
+    "pretrain": Command("train a generator or a classifier from scratch on images", "recipe", PRETRAIN_RECIPES),
+    "evaluate": Command("measure models and images: accuracy, rewards, FID, diversity, entropy, prompt benchmarks"),
+    "reproduce": Command(
+        "repeat an experiment from the papers: runs, measurements, plot, claims", "experiment", EXPERIMENTS
+    ),
+    "report": Command("write a report on runs: one HTML file with pictures, curves, metrics and settings"),
+    "sample": Command("draw images from a bundled model, a run, or a released checkpoint"),
+    "classes": Command("list a model's classes"),
+    "export": Command("write a model's weights under the names that the original code uses"),
+    "rewards": Command("list the rewards and show which are ready on this machine"),
+    "score": Command("score image files with a reward"),
+    "serve": Command("serve a reward over HTTP from a separate environment"),
+}
+"""Commands by name."""
+
+
+def parse(arguments: list[str]) -> Callable[[], int] | None:
+    """Return the command to run, or None if the arguments only asked to print something, which is then done.
+
+    Raises:
+        UserError: the command, recipe, experiment or option does not exist.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        text = "Online reinforcement learning for autoregressive image generators."
+        list_choices("sfumato COMMAND ...", text, {name: command.help for name, command in COMMANDS.items()})
+        return None
+    name, *rest = arguments
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(version("sfumato"))  # noqa: T201
+        return None
+    if name == "--print-completion":
+        from sfumato.cli.completion import completion
+
+        print(completion(*rest))  # noqa: T201
+        return None
+    check_known("command", name, COMMANDS)
+    command = COMMANDS[name]
+    if command.choices:
+        if not rest or rest[0] in ("-h", "--help"):
+            usage = f"sfumato {name} {command.kind.upper()}"
+            lines = {choice: entry.help for choice, entry in command.choices.items()}
+            list_choices(f"{usage} ...", f"`{usage} --help` lists the options.", lines)
+            return None
+        check_known(command.kind, rest[0], command.choices)
+    return importlib.import_module(f"sfumato.cli.{name}").parse(rest)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Exit status: 0 done, 2 bad input, 130 interrupted with everything saved, 1 a bug.
+
+    Bad input prints one line; a bug shows its traceback. `SFUMATO_DEBUG=1` shows the traceback in both cases.
+    """
+    keep_freed_memory()
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        return FINISHED if command is None else command()
+    except UserError as error:
+        if os.environ.get("SFUMATO_DEBUG", "") not in ("", "0"):
+            raise
+        print("sfumato:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201 (always one line)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of the output, e.g. `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINISHED

@@ -1,0 +1,111 @@
+"""`sfumato sample MODEL`."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from sfumato.cli.options import parse_options
+from sfumato.errors import UserError
+from sfumato.settings import SettingsOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(SettingsOptions):
+    """Draw images with the model's own sampling settings unless overridden."""
+
+    model: tyro.conf.Positional[str]
+    """bundled or released model (emoji-var, var-d16, ...), run or checkpoint folder, or path/to/file.py:build"""
+    classes: tuple[str, ...] = ()
+    """class names or numbers; if none are given, 16 classes spread over all classes"""
+    prompts: tuple[str, ...] = ()
+    """captions, or one file of captions, for a model that reads captions"""
+    count: int = 4
+    """number of images per class or caption"""
+    seed: int = 0
+    """seed of the first image; it increases by 1 for each further image"""
+    out: Path = Path("samples.png")
+    """PNG file to write"""
+    smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """mix codes as in VAR's "more smooth" sampling"""
+    weights: Path | None = None
+    """file with the transformer of a released model; downloaded from the Hugging Face Hub if not given"""
+    tokenizer: Path | None = None
+    """file with the tokenizer of a released model; downloaded from the Hugging Face Hub if not given"""
+    text_encoder: str | None = None
+    """Hugging Face Hub id or folder of a text encoder to use instead of the model's own"""
+    device: str = "auto"
+    """device to run on: auto, cpu, cuda or cuda:N"""
+
+    def __call__(self) -> int:
+        import torch
+
+        from sfumato.data.pictures import grid, save_png
+        from sfumato.engine.process import find_device
+        from sfumato.families import load_generator
+        from sfumato.files import check_writable
+        from sfumato.policy import Policy
+
+        if self.count < 1:
+            raise UserError(f"count: {self.count} is too small; give at least 1")
+        if self.out.suffix.lower() != ".png":
+            raise UserError(f"out: {self.out} is not a .png file; give a name that ends in .png")
+        check_writable("out", self.out.parent)
+        generator = load_generator(
+            self.model,
+            weights=self.weights,
+            tokenizer=self.tokenizer,
+            device=find_device(self.device),
+            text_encoder=self.text_encoder,
+        )
+        if self.smooth and not hasattr(generator, "sample_smooth"):
+            raise UserError("smooth: --smooth works only with VAR models")
+        policy = Policy(generator, self.settings(generator.card.settings))
+        request = policy.request(self.words(generator).repeat(self.count))
+        seeds = torch.arange(self.seed, self.seed + len(request))
+        pictures = self.draw_smooth(policy, request, seeds) if self.smooth else policy.draw(request, seeds, 32)
+        columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
+        save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
+        settings = str(policy.settings) or "the model's own distribution"
+        Console().print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False)
+        return 0
+
+    def draw_smooth(self, policy: Any, request: Any, seeds: Any) -> Any:
+        """Draw pictures with the family's own mixing of codes."""
+        import torch
+
+        inputs = request.inputs.to(policy.device)
+        parts = [
+            policy.generator.sample_smooth(inputs[index], seeds[index], policy.settings)
+            for index in torch.arange(len(seeds)).split(32)
+        ]
+        return torch.cat(parts)
+
+    def words(self, generator: Any) -> Any:
+        """Return the requested classes or captions, once each."""
+        from sfumato.data.classes import class_words, find_classes, spread
+        from sfumato.data.prompts import find_prompts, read_prompts
+        from sfumato.request import Words
+
+        names = generator.card.class_names
+        if names:
+            if self.prompts:
+                raise UserError(f"prompts: {self.model} draws classes, not captions; give --classes")
+            return class_words(find_classes(self.classes, names) or spread(len(names), 16), names)
+        if self.classes:
+            raise UserError(f"classes: {self.model} reads captions; give --prompts")
+        if not self.prompts:
+            raise UserError(f'prompts: {self.model} reads captions; give some, e.g. --prompts "red apple"')
+        captions = list(self.prompts)
+        if len(captions) == 1 and os.path.isfile(file := find_prompts(captions[0])):
+            captions = [prompt.caption for prompt in read_prompts(file)]
+        return Words(names=tuple(captions))
+
+
+def parse(arguments: list[str]) -> Callable[[], int]:
+    """Parse the options of `sfumato sample`."""
+    return parse_options(Sample, "sample", arguments)

@@ -1,0 +1,22 @@
+"""Judges: classifiers for the classes of some models, by their name in a model's card. Only evaluation uses them."""
+
+from collections.abc import Callable, Mapping
+
+from sfumato.emoji.judges import Classifier, load_classifier
+from sfumato.errors import UserError
+
+JUDGES: Mapping[str, Callable[[], Classifier]] = {"emoji": load_classifier}
+"""Judges by name."""
+
+
+def load_judge(name: str | None) -> Classifier | None:
+    """Load the judge that a card names. If the card names none, return None and load nothing.
+
+    Raises:
+        UserError: there is no judge with this name.
+    """
+    if name is None:
+        return None
+    if name not in JUDGES:
+        raise UserError(f"judge: unknown judge {name!r}; give one of {', '.join(JUDGES)} in the model's config.json")
+    return JUDGES[name]()

@@ -1,0 +1,61 @@
+"""Definition of a family of generators. The folder of each family exports one `FAMILY`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfumato.data.imagenet_classes import imagenet_class_names
+from sfumato.families.published import StateDict
+from sfumato.policy import Card, Generator
+from sfumato.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A published checkpoint: its files, and the information that they do not contain."""
+
+    repository: str
+    """Hugging Face repository"""
+    weights: str
+    """file of the network in the repository"""
+    tokenizer: str
+    """file of the tokenizer in the repository"""
+    needed: Mapping[str, Any]
+    """arguments of the family's `read` that cannot be inferred from tensor shapes"""
+    facts: Mapping[str, object]
+    """result of the family's `inspect` for the correct file"""
+    settings: Settings
+    """sampling settings of the authors' own evaluations"""
+    class_names: Callable[[], Sequence[str]] = imagenet_class_names
+    """function that returns the class names; an empty sequence if the model reads captions"""
+
+    def card(self, family: str) -> Card:
+        """Return the metadata of the model."""
+        return Card(family=family, class_names=tuple(self.class_names()), settings=self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Everything that is specific to one kind of generator."""
+
+    name: str
+    """name of the family in a model folder's `config.json`"""
+    build: Callable[[Mapping[str, Any]], Generator]
+    """build a generator with initial weights from the shape that `describe` returned"""
+    describe: Callable[[Any], dict[str, Any]] = lambda generator: {}
+    """return a generator's shape as JSON-compatible values"""
+    read: Callable[..., Generator] | None = None
+    """build a float32 generator from state dicts with published names; the other arguments are those that cannot be
+    inferred from tensor shapes"""
+    write: Callable[[Any], Mapping[str, StateDict]] | None = None
+    """return state dicts with published names, by file name without extension"""
+    wrapping: str = ""
+    """key of the tensors in published .pth files; empty if the files are plain state dicts"""
+    inspect: Callable[[StateDict], Mapping[str, object]] = lambda state_dict: {}
+    """return the facts about a published state dict that distinguish the releases"""
+    releases: Mapping[str, Release] = field(default_factory=dict)
+    """published checkpoints by name"""
+    network_shape: Any = None
+    """dataclass that describes the network's shape, for pre-training"""
+    tokenizer_shape: Any = None
+    """dataclass that describes the tokenizer's shape, for pre-training"""

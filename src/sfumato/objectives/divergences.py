@@ -1,0 +1,14 @@
+"""Estimates of the KL divergence between policy and reference from the drawn tokens."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def k3_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Return Schulman's k3 estimate of KL(policy || reference) for each token.
+
+    The estimate is exp(d) - d - 1, where d is the log-probability under the reference minus that under the policy. It
+    is unbiased for tokens drawn from the policy, and never negative.
+    """
+    difference = reference_log_probs - log_probs
+    return difference.expm1() - difference

@@ -1,0 +1,88 @@
+"""Settings of each kind of pre-training."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfumato.emoji.image_text import ImageTextConfig
+from sfumato.pretraining.classifier_stage import ClassifierTraining
+from sfumato.pretraining.generator_stage import GeneratorTraining
+from sfumato.pretraining.image_text_stage import ImageTextTraining
+from sfumato.pretraining.tokenizer_stage import TokenizerTraining
+from sfumato.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings for training a generator from scratch."""
+
+    tokenizer: Any
+    """shape of the tokenizer: an instance of the family's `tokenizer_shape`"""
+    transformer: Any
+    """shape of the network: an instance of the family's `network_shape`; `num_classes` is set from the data"""
+    start_from: str | None = None
+    """bundled model or folder to copy tensors from where name and shape match; if not given, all weights are random"""
+    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    """first stage: the tokenizer"""
+    generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
+    """second stage: the network, on the tokens"""
+    settings: Settings = field(default_factory=Settings)
+    """default sampling settings of the model, stored in its card"""
+    judge: str | None = None
+    """classifier that knows the classes, stored in the model's card: emoji, or None"""
+    seed: int = 0
+    """seed of the initial weights and of all random draws"""
+    save_every: int = 250
+    """number of steps between checkpoints and sample grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPretrainConfig:
+    """Settings for training a classifier for evaluation from scratch."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 192)
+    """number of channels in each stage; every stage halves the side"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """the only training stage"""
+    seed: int = 0
+    """seed of the initial weights and of all random draws"""
+    save_every: int = 250
+    """number of steps between checkpoints and sample grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalPretrainConfig:
+    """Settings for training a classifier for rewards; its shape and images differ from those of the evaluation."""
+
+    widths: tuple[int, ...] = (64, 128, 192)
+    """number of channels in each stage; every stage after the first merges 2 × 2 patches"""
+    depths: tuple[int, ...] = (1, 2, 2)
+    """number of blocks in each stage"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    """the only training stage"""
+    seed: int = 1
+    """seed of the initial weights and of all random draws"""
+    save_every: int = 250
+    """number of steps between checkpoints and sample grids"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextPretrainConfig:
+    """Settings for training an image-text model for rewards from scratch."""
+
+    shape: ImageTextConfig = field(default_factory=ImageTextConfig)
+    """shape of the model"""
+    image_size: int = 64
+    """side of the images in pixels"""
+    training: ImageTextTraining = field(default_factory=ImageTextTraining)
+    """the only training stage"""
+    seed: int = 0
+    """seed of the initial weights and of all random draws"""
+    save_every: int = 250
+    """number of steps between checkpoints and sample grids"""
+
+
+AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | RivalPretrainConfig | ImageTextPretrainConfig

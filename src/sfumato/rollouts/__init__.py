@@ -1,0 +1,1 @@
+"""Rollouts: batches of images that are drawn, decoded and scored."""

@@ -1,0 +1,81 @@
+"""Caption reading for generators: a text encoder that is loaded when first needed, or features stored on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from sfumato.request import CaptionFeatures, TextInputs
+from sfumato.text.cache import CachedReader, cache_features
+from sfumato.text.encoders import TextEncoder, WordVectors, load_text_encoder
+
+
+class CaptionReader:
+    """Converts captions to the features that a network reads."""
+
+    def __init__(self, encoder: str, longest: int):
+        """Create a reader; nothing is loaded yet.
+
+        Args:
+            encoder: the bundled "word-vectors", or a T5 by hub id or folder.
+            longest: maximum number of text tokens for the network; further tokens are cut off.
+        """
+        self.encoder, self.longest = encoder, longest
+        self._loaded: TextEncoder | CachedReader | None = None
+
+    def use(self, encoder: str) -> None:
+        """Switch to another text encoder."""
+        self.encoder, self._loaded = encoder, None
+
+    def read(self, captions: Sequence[str], device: torch.device | str = "cpu") -> TextInputs:
+        """Return the network inputs for these captions, on the CPU; equal captions are encoded once.
+
+        Args:
+            captions: one caption per image.
+            device: device of a T5 text encoder.
+
+        Raises:
+            UserError: the text encoder cannot be loaded, or a caption is missing from the cache.
+        """
+        if self._loaded is None:
+            self._loaded = load_text_encoder(self.encoder, device, self.longest)
+        distinct = list(dict.fromkeys(captions))
+        numbers = {caption: number for number, caption in enumerate(distinct)}
+        features = CaptionFeatures.padded(self._loaded.encode(distinct), self.longest)
+        return TextInputs(rows=torch.tensor([numbers[caption] for caption in captions]), captions=features)
+
+    def prepare(
+        self,
+        captions: Sequence[str],
+        folder: Path,
+        device: torch.device | str = "cpu",
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Encode captions once and store the features on disk, so that the encoder need not stay in memory.
+
+        Afterwards, no other captions can be read. The bundled word vectors are fast, so they are not cached.
+
+        Args:
+            captions: all captions that will be read.
+            folder: parent folder of all caches.
+            device: device of the text encoder.
+            progress: called with the number of captions that are done and the total number.
+
+        Raises:
+            UserError: the text encoder cannot be loaded.
+        """
+        if self.encoder == WordVectors.name:
+            return
+
+        def load() -> TextEncoder:
+            return load_text_encoder(self.encoder, device, self.longest)
+
+        self._loaded = cache_features(captions, self.encoder, load, folder, progress, longest=self.longest)
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """A generator that has its own text encoder for captions."""
+
+    reader: CaptionReader

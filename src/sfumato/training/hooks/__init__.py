@@ -1,0 +1,1 @@
+"""Hooks: additional actions at a step. Every process runs every hook; only the main process writes files."""

@@ -1,0 +1,169 @@
+"""Settings of a training run."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sfumato.engine.engine_config import EngineConfig
+from sfumato.errors import UserError
+from sfumato.objectives import GRPO, Objective, find_objective, name_of
+from sfumato.settings import Settings
+
+# If the type is Any, tyro offers the options of the default's own class; if it is a protocol, tyro offers none.
+if TYPE_CHECKING:
+    AnyObjective = Objective
+else:
+    AnyObjective = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a training run. The defaults are those of Gallici & Sáez de Ocáriz Borde (2025)."""
+
+    model: str
+    """bundled or released model (emoji-var, var-d16, ...), run or checkpoint folder, or path/to/file.py:build"""
+    weights: str | None = None
+    """file with the network of a released model; downloaded from the Hugging Face Hub if not given"""
+    tokenizer: str | None = None
+    """file with the tokenizer of a released model; downloaded from the Hugging Face Hub if not given"""
+    policy: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=lambda: Settings(temperature=0.7))
+    """sampling settings, for both drawing and scoring"""
+    score_guidance: float | None = None
+    """ablation: other guidance for ratios and KL than for sampling; 0 scores the conditional distribution alone"""
+    objective: AnyObjective = field(default_factory=GRPO)
+    """training objective; to use another one, give --objective NAME or --objective path/to/file.py:Class"""
+    engine: Annotated[EngineConfig, tyro.conf.arg(name="")] = field(default_factory=EngineConfig)
+    """optimizer, precision and memory"""
+    reward: dict[str, float] = field(default_factory=dict)
+    """rewards (see `sfumato rewards`) and weights, e.g. "clip?prompt=a painting" 1 path/to/file.py:function 0.5"""
+    max_unscored: float = 0.1
+    """largest share of a step's images that a reward may leave without a score (NaN); beyond it, the run stops"""
+    overlap_rewards: bool = False
+    """score images while the next ones are drawn; the results are the same"""
+    held_out: tuple[str, ...] = ()
+    """rewards to measure on fixed conditions but never optimize, to detect reward hacking"""
+    held_out_every: int = 10
+    """number of steps between measurements of the held-out rewards"""
+    stop_when_hacking: bool = False
+    """stop the run on signs of reward hacking, instead of only warning; requires held_out.
+    The signs are that the reward rises while held-out rewards, accuracy, diversity or entropy fall"""
+    classes: tuple[str, ...] = ()
+    """classes to train on, as names, numbers or ranges (0-499); all classes if none are given"""
+    prompts: str | None = None
+    """file of captions (.txt, .jsonl, .json, .csv), or the bundled emoji-captions, for a model that reads captions"""
+    caption_template: str = "a photo of a {name}"
+    """caption of a class, for rewards that read text; {name} stands for the name of the class"""
+    text_encoder: str | None = None
+    """Hugging Face Hub id or folder of a text encoder to use instead of the model's own"""
+    text_cache: str | None = None
+    """folder that caches the features of captions; ~/.cache/sfumato/text if not given"""
+    steps: int = 300
+    """number of training steps; each step draws one batch of images and learns from it"""
+    groups_per_step: int = 32
+    """number of classes or captions per step"""
+    group_size: int = 16
+    """number of images per class or caption (G); they are compared with one another"""
+    minibatch_size: int = 32
+    """number of images per optimizer update"""
+    sample_batch_size: int = 64
+    """number of images drawn, decoded and scored at once, without gradients"""
+    device: str = "auto"
+    """device to run on: auto, cpu, cuda or cuda:N"""
+    seed: int = 0
+    """seed of all random choices"""
+    sample_every: int = 10
+    """number of steps between sample pictures, which always show the same conditions and seeds"""
+    save_every: int = 25
+    """number of steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """number of checkpoints to keep; older ones are deleted"""
+    eval_images: int = 256
+    """number of fresh images to score before and after training; 0 turns this off"""
+
+    @property
+    def images_per_step(self) -> int:
+        """Number of images drawn per step."""
+        return self.groups_per_step * self.group_size
+
+    def validate(self, num_processes: int = 1) -> None:
+        """Check everything that can be checked before anything is loaded.
+
+        Raises:
+            UserError: a field is out of range, or one size is not a multiple of another.
+        """
+        engine = self.engine
+        for name in ("steps", "groups_per_step", "minibatch_size", "sample_batch_size"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("sample_every", "save_every", "keep_checkpoints", "held_out_every"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("seed", "eval_images"):
+            at_least(name, getattr(self, name), 0)
+        at_least("micro_batch_size", engine.micro_batch_size, 1)
+        for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
+            at_least(name, getattr(engine, name), 0)
+        at_least("score_guidance", self.score_guidance or 0, 0)
+        at_least("group_size", self.group_size, 2)
+        if not 0 <= self.max_unscored <= 1:
+            raise UserError(f"max_unscored: {self.max_unscored} is not a share; give a number from 0 to 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(engine, name) > 0:
+                raise UserError(f"{name}: {getattr(engine, name)} is not positive; give a number above 0")
+        if self.policy.truncates:
+            # A token outside the kept set has log-probability -inf, and its ratio has no gradient.
+            raise UserError("top_k: truncated sampling cannot be scored in training; set top_k and top_p to 0")
+        if self.stop_when_hacking and not self.held_out:
+            raise UserError("stop_when_hacking: there are no held-out rewards to measure; name some with --held-out")
+        if "{name}" not in self.caption_template:
+            raise UserError(f"caption_template: {self.caption_template!r} does not contain {{name}}; add it")
+        if not self.reward:
+            raise UserError("reward: no reward is given; give at least one with its weight, e.g. brightness 1")
+        if self.images_per_step % self.minibatch_size:
+            raise UserError(
+                f"minibatch_size: {self.minibatch_size} does not divide the {self.images_per_step} images per step "
+                f"({self.groups_per_step} groups × {self.group_size}); give a divisor"
+            )
+        for name in ("groups_per_step", "minibatch_size"):
+            if getattr(self, name) % num_processes:
+                raise UserError(
+                    f"{name}: {getattr(self, name)} is not a multiple of the {num_processes} processes; give a multiple"
+                )
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raise a UserError that names the field if the value is below the minimum or NaN."""
+    if not value >= minimum:
+        raise UserError(f"{name}: {value} is too small; give at least {minimum}")
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Convert a config to the form that `config.json` stores."""
+    values = dataclasses.asdict(config)
+    values["objective"] = {"name": name_of(config.objective), **values["objective"]}
+    return values
+
+
+def upgraded(saved: dict[str, Any]) -> dict[str, Any]:
+    """Convert the `config.json` of a run folder to the current form.
+
+    Version 0.1 stored all settings on one level, its only objective as `loss`, and no guidance as 0.
+    """
+    if "labels_per_step" not in saved:
+        return saved
+    saved = dict(saved)
+    policy = Settings(guidance=saved.pop("guidance", None), temperature=saved.pop("temperature", 0.7))
+    objective = {"name": "gdpo" if saved.pop("combine", "sum") == "gdpo" else "grpo", **saved.pop("loss", {})}
+    engine = {f.name: saved.pop(f.name) for f in dataclasses.fields(EngineConfig) if f.name in saved}
+    saved["groups_per_step"] = saved.pop("labels_per_step")
+    return {**saved, "policy": dataclasses.asdict(policy), "objective": objective, "engine": engine}
+
+
+def objective_from(values: dict[str, Any]) -> Objective:
+    """Build an objective from the form that `to_json` stores.
+
+    Raises:
+        UserError: there is no objective of this name.
+    """
+    options = dict(values)
+    return find_objective(options.pop("name"))(**options)

@@ -1,0 +1,79 @@
+"""Batches of a step: rewards of the images, credit, images without a score, scoring in parallel with sampling."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from errors import bad_input
+from tiny import tiny_config, tiny_request, trainer_of
+
+from sfumato.objectives import GDPO, GRPO
+
+REQUEST = tiny_request([0, 3]).repeat(4)
+
+
+def test_collected_rewards_are_those_of_the_images(tiny_model: Path):
+    trainer = trainer_of(tiny_config(tiny_model, sample_batch_size=3, reward={"brightness": 2.0, "dark": 1.0}))
+    batch, credit = trainer.collect(REQUEST)
+    images = trainer.policy.decode(trainer.policy.sample(REQUEST, torch.arange(8)).tokens)
+    total, parts = trainer.rollouts.reward(images, REQUEST.words)
+    assert batch.metrics["reward_mean"] == pytest.approx(total.mean().item(), abs=1e-5)
+    assert batch.metrics["reward_std"] == pytest.approx(total.std().item(), abs=1e-5)
+    assert batch.metrics["reward/brightness"] == pytest.approx(parts["brightness"].mean().item(), abs=1e-5)
+    assert batch.metrics["reward/dark"] == pytest.approx(parts["dark"].mean().item(), abs=1e-5)
+    torch.testing.assert_close(batch.rewards, total, rtol=0, atol=1e-5)
+    assert batch.scores.keys() == parts.keys()
+    for name, scores in parts.items():
+        torch.testing.assert_close(batch.scores[name], scores, rtol=0, atol=1e-5)
+    assert batch.weights == {"brightness": 2.0, "dark": 1.0}
+    assert batch.group_size == 4
+    groups = total.unflatten(0, (2, 4))
+    expected = (groups - groups.mean(1, keepdim=True)) / groups.std(1, keepdim=True)
+    torch.testing.assert_close(credit.weights, expected.flatten()[:, None], rtol=0, atol=1e-3)
+
+
+def test_images_without_a_score_are_left_out(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "r.py").write_text(
+        "def shy(images, words):\n"
+        "    scores = images.mean((1, 2, 3))\n"
+        "    scores[1] = float('nan')\n"
+        "    return scores\n"
+    )
+    config = tiny_config(tiny_model, reward={f"{tmp_path}/r.py:shy": 1.0}, max_unscored=0.2)
+    batch, credit = trainer_of(config).collect(REQUEST)
+    assert credit.weights[1] == 0
+    assert batch.metrics["unscored"] == 0.125
+    torch.testing.assert_close(credit.weights[[0, 2, 3]].std(), torch.tensor(1.0), rtol=0, atol=1e-5)
+    with bad_input("step", "step 1:", "shy", "1 of 8", "0.1", "max_unscored"):
+        trainer_of(tiny_config(tiny_model, reward=config.reward)).step(0)
+    with bad_input("reward", "shy", "1 of 8"):
+        trainer_of(tiny_config(tiny_model, reward=config.reward)).collect(REQUEST)
+
+
+def test_rewards_normalized_one_by_one(tiny_model: Path):
+    """With GDPO, the scale of a reward makes no difference; with a sum, it does."""
+    weights = []
+    for objective in (GDPO(), GRPO()):
+        for scale in (1, 100):
+            reward = {f"brightness?scale={scale}": 1.0, "colorfulness": 1.0, "dark": 0.0}
+            trainer = trainer_of(tiny_config(tiny_model, objective=objective, reward=reward))
+            weights.append(trainer.collect(REQUEST)[1].weights)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-4)
+    assert (weights[3] - weights[2]).abs().max() > 0.01
+
+
+def test_scoring_beside_sampling_changes_nothing(tiny_model: Path):
+    results = []
+    for overlap in (False, True):
+        reward = {"brightness": 1.0, "colorfulness": 2.0}
+        trainer = trainer_of(tiny_config(tiny_model, overlap_rewards=overlap, sample_batch_size=2, reward=reward))
+        batch, credit = trainer.collect(REQUEST)
+        results.append((credit.weights.tolist(), batch.metrics, credit.metrics))
+    assert results[0] == results[1]
+
+
+def test_a_reward_that_fails_beside_sampling_is_named(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "r.py").write_text("def broken(images, words):\n    raise OSError('no route')\n")
+    config = tiny_config(tiny_model, overlap_rewards=True, reward={f"{tmp_path}/r.py:broken": 1.0})
+    with bad_input("reward", "r.py:broken", "no route"):
+        trainer_of(config).collect(REQUEST)
