@@ -4,9 +4,12 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from tiny import tiny_var
 from torch import Tensor
 
+import sfumato
 from sfumato.request import CaptionFeatures, ClassInputs, Index, Inputs, Request, TextInputs, Words, inputs_of
+from sfumato.settings import Settings
 from sfumato.testing import class_request, text_request
 
 
@@ -257,3 +260,18 @@ def test_requests_in_a_line():
     assert isinstance(text.inputs, TextInputs)
     assert text.inputs.captions.mask.int().tolist() == [[1, 1], [0, 1]]
     assert text.inputs.rows.tolist() == [1, 0, 1]
+
+
+def test_one_line_requests():
+    request = sfumato.testing.class_request([3, 0], ["dog", "ant"])
+    assert request.words.names == ("dog", "ant")
+    assert request.words.labels.tolist() == [3, 0]
+    generator = tiny_var()
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+    # A generator reads a request and its inputs alike, without guidance unless settings say so.
+    logits = generator.logits(request, tokens)
+    inputs = request.inputs
+    assert isinstance(inputs, ClassInputs)
+    assert torch.equal(logits, generator.logits(inputs, tokens, Settings()))
+    first = generator.step(generator.start(request), None)[:, 0]
+    torch.testing.assert_close(first, logits[:, 0], rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato import testing as testing
     from sfumato.errors import UserError
     from sfumato.families import load, load_published
     from sfumato.policy import Card, Generator, Policy
@@ -42,4 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(f"sfumato.{_PLACES[name]}"), name)
+    if name == "testing":
+        return importlib.import_module("sfumato.testing")
     raise AttributeError(f"module 'sfumato' has no attribute {name!r}")

@@ -68,6 +68,10 @@ def _values(value: PerUnit | None) -> tuple[float, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
 
 
+PLAIN = Settings()
+"""The distribution of the network itself: no guidance, temperature 1, all tokens."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SettingsOptions:
     """Sampling settings that override the model's own; those left at None keep the model's value."""

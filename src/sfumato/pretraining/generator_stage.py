@@ -17,10 +17,7 @@ from sfumato.engine.schedule import cosine_schedule
 from sfumato.policy import Generator as ImageGenerator
 from sfumato.policy import Policy, inverse_cdf
 from sfumato.request import Inputs, Words
-from sfumato.settings import Settings
-
-PLAIN = Settings()
-"""Settings of the plain distribution; pre-training uses no guidance."""
+from sfumato.settings import PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from sfumato.families.shared import check_size, class_inputs, keep_top_k, number
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card
 from sfumato.request import ClassInputs, Request, TextInputs, Words, inputs_of
-from sfumato.settings import Settings
+from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader
 
 LlamaGenInputs = ClassInputs | TextInputs
@@ -74,7 +74,7 @@ class LlamaGen(nn.Module):
             return class_inputs(words, self.config.num_classes)
         return self.reader.read(words.captions, next(self.network.parameters()).device)
 
-    def start(self, inputs: LlamaGenInputs | Request, settings: Settings) -> LlamaGenState:
+    def start(self, inputs: LlamaGenInputs | Request, settings: Settings = PLAIN) -> LlamaGenState:
         """Return a new decoding state. The network reads each distinct condition once, for all images that share it."""
         strengths = self._strengths(settings)
         labels, null = self._rows(inputs, strengths)
@@ -120,7 +120,7 @@ class LlamaGen(nn.Module):
         return network.classify(x, state.strengths[number] if guided and state.strengths is not None else None)
 
     def logits(
-        self, inputs: LlamaGenInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings
+        self, inputs: LlamaGenInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
     ) -> Float[Tensor, "B L V"]:
         """Return guided logits of all tokens, each given the true tokens before it."""
         if tokens.shape[1] != len(self.units):  # weights do not depend on the grid, so no other check would notice

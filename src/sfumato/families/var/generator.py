@@ -14,7 +14,7 @@ from sfumato.families.var.tokenizer import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card
 from sfumato.request import ClassInputs, Request, Words, inputs_of
-from sfumato.settings import Settings
+from sfumato.settings import PLAIN, Settings
 
 
 @dataclass(kw_only=True)
@@ -60,7 +60,7 @@ class VAR(nn.Module):
         """Return the class numbers of these words."""
         return class_inputs(words, self.config.num_classes)
 
-    def start(self, inputs: ClassInputs | Request, settings: Settings) -> VARState:
+    def start(self, inputs: ClassInputs | Request, settings: Settings = PLAIN) -> VARState:
         """Return a new decoding state for these classes."""
         strengths = self._strengths(settings)
         labels = self._rows(inputs, strengths)
@@ -102,7 +102,7 @@ class VAR(nn.Module):
         return logits if state.strengths is None else _guide(logits, logits.new_tensor(state.strengths[scale]))
 
     def logits(
-        self, inputs: ClassInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings
+        self, inputs: ClassInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
     ) -> Float[Tensor, "B L V"]:
         """Return guided logits of all scales, each given the true tokens of the coarser scales."""
         check_tokens(tokens, self.units)
