@@ -23,6 +23,7 @@ def test_metrics_of_a_step(tiny_model: Path):
         "reward_mean", "reward_std", "reward/brightness", "kl", "entropy", "clip_fraction", "ratio_mean", "grad_norm",
         "images_per_second", "learning_rate", "equal_groups", "seconds/sample", "seconds/decode", "seconds/reward",
         "seconds/reference", "seconds/update", "unscored", "reward_std/brightness", "reward_correlation/brightness",
+        "mismatch",
     } == set(metrics)  # fmt: skip
     assert all(math.isfinite(value) for value in metrics.values())
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))

@@ -105,7 +105,8 @@ def test_several_minibatches_are_several_updates(tiny_model: Path):
     each = [other.update(batch, credit, minibatch) for minibatch in minibatches]
     assert torch.equal(weights_of(one), weights_of(other))
     for name, value in stats.items():
-        assert value == pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-6), name
+        expected = each[0][name] if name == "mismatch" else (each[0][name] + each[1][name]) / 2
+        assert value == pytest.approx(expected, rel=1e-6), name
 
 
 def test_gradient_is_clipped(tiny_model: Path):
@@ -124,6 +125,22 @@ def test_first_ratios_are_one_and_first_kl_is_zero(tiny_model: Path):
         assert stats["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
         assert stats["kl"] == pytest.approx(0.0, abs=1e-8)
         assert stats["clip_fraction"] == 0.0
+
+
+def test_mismatch_is_that_of_the_first_minibatch(tiny_model: Path):
+    trainer = trainer_of(tiny_config(tiny_model, learning_rate=0.05))
+    batch, credit = collected(trainer)
+    first, second = torch.tensor([0, 3, 5, 6]), torch.tensor([1, 2, 4, 7])
+    stats = trainer.engine.update(trainer.objective.loss, batch, credit, [first, second], 0.05)
+    assert stats["mismatch"] < 1e-5
+    # The policy has changed since: the rollout's log-probabilities are of another one now.
+    part = batch[first]
+    with torch.no_grad():
+        log_probs = trainer.policy.log_probs(part.rollout.request, part.rollout.tokens)
+    expected = (log_probs - part.rollout.log_probs).abs().mean().item()
+    assert expected > 0.01
+    stats = trainer.update(batch, credit, first)
+    assert stats["mismatch"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_reference_never_changes(tiny_model: Path):

@@ -78,11 +78,15 @@ class DenseEngine:
     ) -> dict[str, float]:
         """Make one optimizer update per minibatch; every process takes an equal share of it, in micro-batches."""
         updates = [self._update(loss, batch, credit, minibatch, learning_rate) for minibatch in minibatches]
-        return {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        # Nothing was updated yet when the first minibatch was scored: what differs there is arithmetic, not learning.
+        return {**means, "mismatch": updates[0]["mismatch"]}
 
     def _update(
         self, loss: Loss, batch: Batch, credit: Credit, minibatch: Int[Tensor, " M"], learning_rate: float
     ) -> dict[str, float]:
+        """Make one optimizer update; return the loss's figures, the norm of the gradient, and the mismatch: the mean
+        absolute difference (nats) of the log-probabilities from those of the rollout."""
         process, totals = self.process, {}
         mine = minibatch[process.rank :: process.count]
         for index in mine.to(process.device).split(self.config.micro_batch_size):
@@ -92,11 +96,12 @@ class DenseEngine:
             value, figures = loss(log_probs, part, credit[index])
             share = len(index) / len(minibatch)
             (value * share).backward()
-            for name, figure in figures.items():
+            mismatch = (log_probs.detach() - part.rollout.log_probs).abs().mean()
+            for name, figure in {**figures, "mismatch": mismatch}.items():
                 totals[name] = totals.get(name, 0.0) + share * figure.detach()
         process.sum_gradients(self.parameters)
         norm = clip_and_step(self.optimizer, learning_rate, self.config.max_grad_norm)
-        summed = process.gather(torch.stack(list(totals.values()))[None]).sum(0).tolist() if totals else []
+        summed = process.gather(torch.stack(list(totals.values()))[None]).sum(0).tolist()
         return {**dict(zip(totals, summed, strict=True)), "grad_norm": norm}
 
     def save(self, folder: Path, previous: Path | None = None) -> None:

@@ -51,6 +51,9 @@ class Engine(Protocol):
     ) -> dict[str, float]:
         """Make one optimizer update per minibatch; return the figures of the loss, averaged over the minibatches.
 
+        `mismatch` is among them: the mean absolute difference (nats) between the log-probabilities of the rollout and
+        those of the first minibatch, before any update.
+
         Raises:
             UserError: a gradient is not finite.
         """

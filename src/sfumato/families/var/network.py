@@ -98,7 +98,8 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, d)
         if self.log_scale is not None:
             query = F.normalize(query, dim=-1) * self.log_scale.clamp_max(self.MAX_LOG_SCALE).exp()
-            key = F.normalize(key, dim=-1)
+            # Under autocast normalize returns float32, and a cache of float32 keys would take twice the memory.
+            key = F.normalize(key, dim=-1).type_as(value)
         if cache is None:
             out = attend(query, key, value, spans, self.softmax_scale)
         else:

@@ -13,6 +13,9 @@ from sfumato.files import read_metrics, write_text
 from sfumato.training.hooks.hook import Progress
 from sfumato.training.training_view import TrainingView
 
+MISMATCH = 0.05
+"""Mean difference (nats per token) between sampled and scored log-probabilities above which a run warns."""
+
 
 class MetricsFile:
     """`metrics.jsonl`, with one object per step, and the same metrics as TensorBoard events."""
@@ -42,7 +45,7 @@ class Metrics:
     """Hook that writes and shows the metrics of every step."""
 
     def __init__(self, view: TrainingView, file: MetricsFile | None):
-        self.view, self.file = view, file
+        self.view, self.file, self.warned = view, file, False
 
     @staticmethod
     @contextmanager
@@ -63,3 +66,9 @@ class Metrics:
             metrics = {"step": progress.step, **progress.metrics}
             self.file.write(metrics)
             self.view.show(metrics)
+            if metrics.get("mismatch", 0.0) > MISMATCH and not self.warned:
+                self.warned = True
+                self.view.note(
+                    f"Step {progress.step}: sampled and scored log-probabilities differ by {metrics['mismatch']:.3f} "
+                    "nats per token before any update; ratios are that wrong. Use --precision fp32 if this is too much."
+                )
