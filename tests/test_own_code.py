@@ -118,6 +118,14 @@ def test_options_of_an_own_objective(capsys: pytest.CaptureFixture[str]):
         parse(["train", "emoji-dark", "--objective", REINFORCE, "--objective.clip", "0.1"])
 
 
+def test_a_relative_path_is_kept_as_an_absolute_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(EXAMPLES)
+    objective = find_objective("reinforce.py:Reinforce")()
+    assert name_of(objective) == REINFORCE
+    monkeypatch.chdir("/")
+    assert name_of(objective) == REINFORCE
+
+
 def test_wrong_names(tmp_path: Path):
     with bad_input("objective", "'gpro'", "grpo"):
         find_objective("gpro")

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from sfumato.errors import UserError
@@ -40,7 +41,7 @@ def name_of(objective: Any) -> str:
     """Return the name by which `find_objective` returns an objective's class."""
     kind = type(objective)
     known = {kind: name for name, kind in OBJECTIVES.items()}
-    return known.get(kind) or f"{inspect.getfile(kind)}:{kind.__qualname__}"
+    return known.get(kind) or f"{Path(inspect.getfile(kind)).resolve()}:{kind.__qualname__}"
 
 
 __all__ = ["GDPO", "GRPO", "OBJECTIVES", "Credit", "Objective", "find_objective", "name_of"]
