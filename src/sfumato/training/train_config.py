@@ -8,7 +8,7 @@ import tyro
 
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.errors import UserError
-from sfumato.objectives import GRPO, Objective, find_objective, name_of
+from sfumato.objectives import GRPO, Objective, name_of
 from sfumato.settings import Settings
 
 # If the type is Any, tyro offers the options of the default's own class; if it is a protocol, tyro offers none.
@@ -157,13 +157,3 @@ def upgraded(saved: dict[str, Any]) -> dict[str, Any]:
     engine = {f.name: saved.pop(f.name) for f in dataclasses.fields(EngineConfig) if f.name in saved}
     saved["groups_per_step"] = saved.pop("labels_per_step")
     return {**saved, "policy": dataclasses.asdict(policy), "objective": objective, "engine": engine}
-
-
-def objective_from(values: dict[str, Any]) -> Objective:
-    """Build an objective from the form that `to_json` stores.
-
-    Raises:
-        UserError: there is no objective of this name.
-    """
-    options = dict(values)
-    return find_objective(options.pop("name"))(**options)
