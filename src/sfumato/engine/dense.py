@@ -14,9 +14,10 @@ from sfumato.engine.engine import Loss
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.optimizer import clip_and_step
 from sfumato.engine.process import Process
+from sfumato.engine.recomputation import recompute_blocks
 from sfumato.errors import UserError
 from sfumato.families.folder import read_tensors
-from sfumato.families.library import save_model
+from sfumato.families.library import find_family, save_model
 from sfumato.objectives import Credit
 from sfumato.policy import Policy
 from sfumato.rollout import Batch
@@ -43,6 +44,9 @@ class DenseEngine:
             process: this process among its peers.
             keep_reference: whether `reference` will be called.
             scoring: settings for ratios and the KL; the policy's by default.
+
+        Raises:
+            UserError: the family has no blocks whose activations could be recomputed.
         """
         self.policy, self.config, self.process = policy, config, process
         self.scorer = policy if scoring in (None, policy.settings) else Policy(policy.generator, scoring)
@@ -53,6 +57,12 @@ class DenseEngine:
         if keep_reference:
             frozen = copy.deepcopy(network).requires_grad_(False).eval()
             self._reference = Policy(policy.generator.with_network(frozen), self.scorer.settings)
+        if config.activation_checkpointing:
+            family = policy.generator.card.family
+            blocks = find_family(family).blocks(network)
+            if not blocks:
+                raise UserError(f"activation_checkpointing: the family {family} names no blocks; set it to 0")
+            recompute_blocks(blocks, config.activation_checkpointing)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )

@@ -20,5 +20,7 @@ class EngineConfig:
     """largest gradient norm; larger gradients are scaled down to it"""
     micro_batch_size: int = 32
     """number of images per forward and backward pass; a smaller number saves memory and changes nothing else"""
+    activation_checkpointing: int = 0
+    """recompute the activations of every N-th block in the backward pass: 1 saves most memory; 0 keeps them all"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """precision of the arithmetic: fp32, or bf16 with autocast; weights and optimizer state stay in fp32"""

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.families.published import StateDict
 from sfumato.policy import Card, Generator
@@ -55,6 +57,8 @@ class Family:
     """return the facts about a published state dict that distinguish the releases"""
     releases: Mapping[str, Release] = field(default_factory=dict)
     """published checkpoints by name"""
+    blocks: Callable[[Any], Sequence[nn.Module]] = lambda network: ()
+    """return a network's blocks in order, whose activations can be recomputed"""
     network_shape: Any = None
     """dataclass that describes the network's shape, for pre-training"""
     tokenizer_shape: Any = None

@@ -101,7 +101,7 @@ class TrainConfig:
         for name in ("seed", "eval_images"):
             at_least(name, getattr(self, name), 0)
         at_least("micro_batch_size", engine.micro_batch_size, 1)
-        for name in ("warmup_steps", "weight_decay", "final_learning_rate"):
+        for name in ("warmup_steps", "weight_decay", "final_learning_rate", "activation_checkpointing"):
             at_least(name, getattr(engine, name), 0)
         at_least("score_guidance", self.score_guidance or 0, 0)
         at_least("group_size", self.group_size, 2)

@@ -45,6 +45,7 @@ FAMILY = Family(
     wrapping="model",
     inspect=inspect_llamagen,
     releases=RELEASES,
+    blocks=lambda network: list(network.blocks),
     network_shape=LlamaGenConfig,
     tokenizer_shape=VQConfig,
 )

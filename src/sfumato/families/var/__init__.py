@@ -39,6 +39,7 @@ FAMILY = Family(
     write=write,
     inspect=inspect_var,
     releases=RELEASES,
+    blocks=lambda network: list(network.blocks),
     network_shape=VARConfig,
     tokenizer_shape=VQVAEConfig,
 )
