@@ -78,6 +78,10 @@ class Process:
         """Return whether the flag is set on any process."""
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        self.any(False)
+
 
 def find_device(device: str = "auto") -> torch.device:
     """Return a device by name, ready to use.

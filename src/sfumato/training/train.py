@@ -46,6 +46,7 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
     try:
         config.validate(process.count)
         check_run_folder(run_dir, config, resume)
+        process.wait()  # until all have checked: the main process makes the folder next
         run = prepare(config, run_dir, process)
         checkpoints = Checkpoints(
             run_dir / "checkpoints", run.engine, process, run.rng, config.save_every, config.keep_checkpoints
