@@ -33,7 +33,9 @@ class Iqa:
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
         metric = load_metric(self.metric, self.weights)
-        with torch.random.fork_rng(), torch.no_grad():  # some metrics take random crops: always the same ones
+        # Some metrics take random crops: always the same. Without `devices` every visible GPU is initialized.
+        devices = [images.device] if images.is_cuda else []
+        with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(0)
             metric = metric.to(images.device)
             scores = torch.cat([metric(part.clamp(0, 1)).flatten() for part in images.split(IMAGES_AT_ONCE)])
