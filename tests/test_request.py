@@ -275,3 +275,13 @@ def test_one_line_requests():
     assert torch.equal(logits, generator.logits(inputs, tokens, Settings()))
     first = generator.step(generator.start(request), None)[:, 0]
     torch.testing.assert_close(first, logits[:, 0], rtol=0, atol=1e-5)
+
+
+def test_strings_are_read_by_the_bundled_word_vectors():
+    captions = ["red apple on a blue background", "octopus"]
+    request = text_request(captions, rows=[1, 0, 0])
+    assert request.words.names == ("octopus", captions[0], captions[0])
+    policy = sfumato.load("emoji-t2i")
+    other = policy.request(Words(names=("octopus", captions[0], captions[0])))
+    rollout = policy.sample(request, torch.arange(3))
+    assert torch.equal(rollout.tokens, policy.sample(other, torch.arange(3)).tokens)

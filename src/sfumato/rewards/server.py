@@ -93,7 +93,7 @@ def serve(name: str, part: Part, *, host: str = "127.0.0.1", port: int = 8100, t
     """Serve a reward until interrupted.
 
     Raises:
-        UserError: other machines can reach the address and there is no token, or a package is missing.
+        UserError: the host is not loopback and no token is set, or a package is missing.
     """
     check_host(host, token)
     app = application(name, part, token, device=device)
@@ -104,7 +104,7 @@ def check_host(host: str, token: str) -> None:
     """Check that the server has a token if other machines can reach its address.
 
     Raises:
-        UserError: they can, and there is no token.
+        UserError: the host is not loopback and no token is set.
     """
     try:
         loopback = ipaddress.ip_address(host).is_loopback
