@@ -14,6 +14,7 @@ import sfumato
 from sfumato.cli.main import main, parse
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.families import find_family, load_generator
+from sfumato.families.library import load_model, save_model
 from sfumato.objectives import find_objective, name_of
 from sfumato.policy import Generator, Policy
 from sfumato.settings import Settings
@@ -126,6 +127,16 @@ def test_a_relative_path_is_kept_as_an_absolute_one(monkeypatch: pytest.MonkeyPa
     assert name_of(objective) == REINFORCE
 
 
+def test_saving_does_not_run_the_file_again(tmp_path: Path):
+    file = tmp_path / "family.py"
+    file.write_text((EXAMPLES / "bigram.py").read_text())
+    generator = load_generator(f"{file}:build")
+    file.write_text("a half-written line (")
+    save_model(tmp_path / "model", generator)
+    with bad_input("model", "family.py"):
+        load_generator(tmp_path / "model")
+
+
 def test_wrong_names(tmp_path: Path):
     with bad_input("objective", "'gpro'", "grpo"):
         find_objective("gpro")
@@ -156,8 +167,6 @@ def test_a_family_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_p
         return [EntryPoint] if (group, name) == ("sfumato.families", "own") else []
 
     monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
-    from sfumato.families.library import load_model, save_model
-
     generator = find_family("own").build({})
     generator.card = replace(generator.card, family="own")
     save_model(tmp_path / "model", generator)

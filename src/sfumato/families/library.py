@@ -42,8 +42,8 @@ def find_family(name: str) -> Family:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
         return entry.load()
     if is_path(name):
-        build = load_object("model", name)
-        return Family(name=name, build=lambda shape: build())
+        # The file runs only to build: saving a checkpoint must not run it again, whatever it has become since.
+        return Family(name=name, build=lambda shape: load_object("model", name)())
     raise UserError(
         f"model: unknown family {name!r}; give one of {', '.join(FAMILIES)}, or install the package that provides it"
     )
