@@ -301,12 +301,25 @@ def test_the_cache_is_allocated_once(text: bool):
     state = generator.start(asked(text), GUIDED)
     generator.step(state, None)
     memory = [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches]
-    total = (4 if text else 1) + 8  # the last token is never read
-    for i in range(8):
-        assert [cache.length for cache in state.caches] == [total - 8 + i] * 2
+    condition = 4 if text else 1
+    for i in range(8):  # the last token is never read
+        assert state.position.item() == condition + i
+        assert not any(cache.keys[:, :, condition + i :].any() for cache in state.caches)
         generator.step(state, TOKENS[:, i : i + 1])
         assert [(cache.keys.data_ptr(), cache.values.data_ptr()) for cache in state.caches] == memory
-    assert all(cache.length == cache.keys.shape[2] == total for cache in state.caches)
+    assert all(cache.keys.shape[2] == condition + 8 for cache in state.caches)
+
+
+@pytest.mark.parametrize("text", TEXT)
+@pytest.mark.parametrize("block", [4, 64])
+@torch.no_grad()
+def test_reading_more_keys_changes_nothing(text: bool, block: int, monkeypatch: pytest.MonkeyPatch):
+    policy = Policy(tiny_llamagen(text=text, guidance_interval=3), replace(GUIDED, temperature=0.7))
+    exact = policy.sample(asked(text), torch.arange(3))
+    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: block)
+    rounded = policy.sample(asked(text), torch.arange(3))
+    assert torch.equal(rounded.tokens, exact.tokens)
+    torch.testing.assert_close(rounded.log_probs, exact.log_probs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", TEXT)

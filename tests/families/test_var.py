@@ -58,16 +58,6 @@ def test_attention_span_by_span_is_attention_under_the_mask(scales: tuple[int, .
 
 
 @torch.no_grad()
-def test_keys_and_values_are_cached_in_one_type():
-    for autocast, dtype in ((False, torch.float32), (True, torch.bfloat16)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            generator = tiny_var()
-            state = generator.start(tiny_request([0]), PLAIN)
-            generator.step(state, None)
-        assert state.caches[0].keys.dtype == state.caches[0].values.dtype == dtype
-
-
-@torch.no_grad()
 def test_every_label_and_code_counts():
     generator = tiny_var()
     tokens = torch.zeros(5, 5, dtype=torch.int64)

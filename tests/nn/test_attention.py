@@ -1,10 +1,9 @@
-"""Layers shared by the transformers of all families."""
+"""Memory for decoding with attention."""
 
-import pytest
 import torch
 from tiny import tiny_llamagen, tiny_request, tiny_var
 
-from sfumato.nn.attention import FEW_ROWS, MANY_WEIGHTS, KeyValueCache, project
+from sfumato.nn.attention import KeyValueCache, Slot
 from sfumato.settings import Settings
 
 
@@ -37,6 +36,23 @@ def test_cache_keeps_the_first_rows():
     assert (cache.batch, cache.keys.data_ptr()) == (3, memory)
 
 
+def test_slots_by_hand():
+    cache = KeyValueCache(8)
+    keys = torch.rand(2, 3, 6, 4)
+    cache.append(keys[:, :, :2], -keys[:, :, :2])
+    position = torch.tensor([2])
+    for number in range(2, 6):
+        slot = Slot(position, 4 if number < 4 else 8, None)
+        part = keys[:, :, number : number + 1]
+        held, held_values = cache.put(part, -part, slot)
+        assert held.shape[2] == slot.end
+        assert torch.equal(held[:, :, : number + 1], keys[:, :, : number + 1])
+        assert torch.equal(held_values[:, :, : number + 1], -keys[:, :, : number + 1])
+        assert not held[:, :, number + 1 :].any()  # to come: masked, and finite
+        position += 1
+    assert cache.length == 2  # numbers in Python do not change
+
+
 def test_cache_has_the_type_of_what_comes():
     with torch.no_grad():
         for generator in (tiny_var(), tiny_llamagen()):
@@ -44,39 +60,5 @@ def test_cache_has_the_type_of_what_comes():
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
                     state = generator.start(tiny_request([0, 1]), Settings(guidance=1.5))
                     generator.step(state, None)  # pyright: ignore[reportArgumentType]
-                assert {(c.keys.dtype, c.values.dtype) for c in state.caches} == {(dtype, dtype)}
-
-
-@pytest.mark.parametrize("bias", ["none", "own", "given"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(1024, MANY_WEIGHTS // 1024), (24, 40), (33, MANY_WEIGHTS // 33 + 1)])
-@pytest.mark.parametrize(("rows", "positions"), [(1, 1), (5, 1), (2, 3), (2, FEW_ROWS)])
-def test_projection_is_the_product(inputs: int, outputs: int, rows: int, positions: int, bias: str):
-    layer = torch.nn.Linear(inputs, outputs, bias=bias == "own")
-    given = torch.randn(outputs) if bias == "given" else None
-    x = torch.randn(rows, positions, inputs)
-    exact = torch.nn.functional.linear(x.double(), layer.weight.double())
-    exact = exact + sum(b.double() for b in (given, layer.bias) if b is not None)
-    with torch.no_grad():
-        quick = project(layer, x, given)
-    assert quick.is_contiguous()
-    for out in (quick, project(layer, x, given)):
-        torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-5)
-
-
-def test_a_step_convolves_over_large_weights(monkeypatch: pytest.MonkeyPatch):
-    large, small = torch.nn.Linear(512, MANY_WEIGHTS // 512), torch.nn.Linear(512, MANY_WEIGHTS // 512 - 1)
-    calls, plain = [], torch.nn.functional.conv2d
-    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda a, b: (calls.append((a.shape, b.shape)), plain(a, b))[1])
-    with torch.no_grad():
-        project(large, torch.randn(6, 1, 512))
-        project(large, torch.randn(2, FEW_ROWS // 2, 512))
-        image = (1, 512, MANY_WEIGHTS // 512, 1)
-        assert calls == [(image, (6, 512, 1, 1)), (image, (FEW_ROWS, 512, 1, 1))]
-        project(small, torch.randn(6, 1, 512))
-        project(large, torch.randn(2, FEW_ROWS // 2 + 1, 512))
-        project(large.double(), torch.randn(6, 1, 512, dtype=torch.float64))
-        large.float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert project(large, torch.randn(6, 1, 512)).dtype == torch.bfloat16
-    project(large, torch.randn(6, 1, 512))  # with gradients
-    assert len(calls) == 2
+                caches: list[KeyValueCache] = [getattr(cache, "attention", cache) for cache in state.caches]
+                assert {(c.keys.dtype, c.values.dtype) for c in caches} == {(dtype, dtype)}

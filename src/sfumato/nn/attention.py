@@ -1,40 +1,8 @@
-"""Layers shared by the transformers of all families."""
+"""Memory for decoding with attention, shared by the transformers of all families."""
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-
-FEW_ROWS = 256
-"""Maximum number of positions, over all rows, for which `project` uses the convolution."""
-MANY_WEIGHTS = 2**19
-"""Minimum number of weights for which `project` uses the convolution: too many for the caches of a CPU core."""
-
-
-def project(
-    layer: nn.Linear, x: Float[Tensor, "R T C"], bias: Float[Tensor, " D"] | None = None
-) -> Float[Tensor, "R T D"]:
-    """Compute `layer(x)`, faster for a decoding step on the CPU, which has few positions and few rows.
-
-    The plain product repacks the whole weight matrix, even for few positions. A 1x1 convolution over the weights, as
-    if these were an image and the positions its filters, reads them in place: 16 positions run at 81 rather
-    than 42 GFLOP/s, 64 at 106 rather than 60, 144 at 112 rather than 75, at a peak of 145 (two Zen 3 cores, oneDNN
-    against MKL, 4096 outputs of 1024 inputs; benchmarks/README.md). Without oneDNN, the plain product is used.
-
-    Args:
-        layer: linear layer to apply.
-        x: input vectors of T positions in R rows.
-        bias: bias to use instead of the layer's own.
-    """
-    bias = layer.bias if bias is None else bias
-    weight, (rows, positions, width) = layer.weight, x.shape
-    quick = rows * positions <= FEW_ROWS and weight.numel() >= MANY_WEIGHTS and not torch.is_grad_enabled()
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    if not (quick and on_cpu) or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    image = weight.view(1, -1, 1, width).permute(0, 3, 1, 2)  # (1, C, D, 1), channels last
-    out = F.conv2d(image, x.reshape(-1, width, 1, 1))[0, :, :, 0].contiguous()
-    return (out if bias is None else out + bias).unflatten(0, (rows, positions))
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 
 class KeyValueCache:
@@ -66,10 +34,45 @@ class KeyValueCache:
         """Add T positions; returns keys and values of all N positions so far (views, not copies)."""
         if not self.length:
             batch, num_heads, _, width = keys.shape
-            self.keys = keys.new_empty(batch, num_heads, self.capacity, width)
-            self.values = values.new_empty(batch, num_heads, self.capacity, width)
+            # Zeros, because `put` makes all positions visible to the attention kernel, and masks those to come.
+            self.keys = keys.new_zeros(batch, num_heads, self.capacity, width)
+            self.values = values.new_zeros(batch, num_heads, self.capacity, width)
         end = self.length + keys.shape[2]
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def put(
+        self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"], slot: "Slot"
+    ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
+        """Write one position to a slot; returns keys and values of the slot's N positions (views, not copies).
+
+        No number in Python changes, so a compiled or recorded step serves many positions.
+        """
+        self.keys.index_copy_(2, slot.position, keys)
+        self.values.index_copy_(2, slot.position, values)
+        return self.keys[:, :, : slot.end], self.values[:, :, : slot.end]
+
+
+class Slot:
+    """Place of the next token in the caches of all layers.
+
+    Attributes:
+        position: its position, as a tensor of one element.
+        end: number of positions that the attention kernel reads.
+        mask: True for those that the token may attend to, (R or 1, 1, 1, end); None if it may attend to all.
+    """
+
+    def __init__(self, position: Int[Tensor, "1"], end: int, mask: Bool[Tensor, "#R 1 1 N"] | None):
+        self.position, self.end, self.mask = position, end, mask
+
+
+def key_block(device: torch.device) -> int:
+    """Return the granularity of the number of keys that a decoding step reads.
+
+    On a GPU, each number of keys is a new shape: a kernel to choose, an attention plan to build (40 to 400 ms with
+    cuDNN), a graph to record. There the number is rounded up to a multiple of 64. On the CPU shapes cost nothing, and
+    exact numbers save work.
+    """
+    return 1 if device.type == "cpu" else 64

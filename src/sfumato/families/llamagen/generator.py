@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer, causal_mask
+from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer
 from sfumato.families.llamagen.tokenizer import VQModel
 from sfumato.families.shared import check_size, class_inputs, keep_top_k, number_classes
-from sfumato.nn.attention import KeyValueCache
+from sfumato.nn.attention import KeyValueCache, Slot, key_block
 from sfumato.policy import Card
 from sfumato.request import ClassInputs, Request, TextInputs, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
@@ -26,16 +26,41 @@ LlamaGenInputs = ClassInputs | TextInputs
 class LlamaGenState:
     """State of decoding. With guidance there are R = 2B rows: B conditional ones, then their unconditional copies."""
 
-    batch: int
-    hidden: Float[Tensor, "R 1 C"]
-    """output of the network at the last position of the condition"""
+    first: Float[Tensor, "B 1 V"]
+    """guided logits of the first token"""
     caches: list[KeyValueCache]
-    columns: Bool[Tensor, "R 1 1 T"] | None
-    """True for positions that may be attended to; None if all may be"""
-    strengths: tuple[float, ...] | None
+    columns: Bool[Tensor, "#R 1 1 T"] | None
+    """True for positions that may be attended to once they are written; None if all may be"""
+    strengths: Float[Tensor, " L"] | None
     """strength of guidance for each token, 1 after the guidance interval; None without guidance"""
+    guided: int
+    """number of tokens until the last guided one"""
+    position: Int[Tensor, "1"]
+    """place of the next token in the caches"""
     drawn: int = 0
     """number of tokens whose logits have been computed"""
+
+    @property
+    def batch(self) -> int:
+        """Number of images."""
+        return len(self.first)
+
+    def advance(self, block: int) -> tuple[int, Slot]:
+        """Return the number of rows to compute for the next token, and its place in the caches."""
+        rows = 2 * self.batch if self.drawn < self.guided else self.batch
+        if rows < self.caches[0].batch:  # after the guidance interval, only the conditional half is computed
+            for cache in self.caches:
+                cache.keep(rows)
+            if self.columns is not None:
+                self.columns = self.columns[:rows]
+        length = self.caches[0].length + self.drawn
+        end = min(-(-length // block) * block, self.caches[0].capacity)
+        mask = None if self.columns is None else self.columns[..., :end]
+        if end > length:
+            written = torch.arange(end, device=self.position.device) <= self.position
+            mask = written[None, None, None] if mask is None else mask & written
+        self.drawn += 1
+        return rows, Slot(self.position, end, mask)
 
 
 class LlamaGen(nn.Module):
@@ -79,45 +104,51 @@ class LlamaGen(nn.Module):
         strengths = self._strengths(settings)
         labels, null = self._rows(inputs, strengths)
         distinct, place = (2 * labels + null).unique(return_inverse=True)
-        prefix, mask = self._prefix(inputs, distinct // 2, distinct % 2 == 1)
-        network, length = self.network, prefix.shape[1]
-        narrow = [KeyValueCache(length) for _ in network.blocks]
-        seen = None if mask is None else causal_mask(mask, length)
-        hidden = network.hidden(prefix, network.positions(length)[:length], seen, narrow)[:, -1:]
-        total = length + len(self.units) - 1
-        caches = [KeyValueCache(total) for _ in network.blocks]
+        condition, mask = self._condition(inputs, distinct // 2, distinct % 2 == 1)
+        length = 1 if mask is None else mask.shape[1]
+        narrow = [KeyValueCache(length) for _ in range(self.config.depth)]
+        first = self.network(condition, None, mask, caches=narrow)[place]
+        block = key_block(place.device)
+        total = -(-(length + len(self.units) - 1) // block) * block
+        caches = [KeyValueCache(total) for _ in narrow]
         for cache, short in zip(caches, narrow, strict=True):
             cache.append(short.keys[place], short.values[place])
-        columns = None
-        if mask is not None and not bool(mask.all()):
+        columns, table, guided = None, None, 0
+        if mask is not None and not (place.device.type == "cpu" and mask.all()):
             columns = F.pad(mask[place], (0, total - length), value=True)[:, None, None]
+        if strengths is not None:
+            conditional, unconditional = first.chunk(2)
+            first = unconditional + strengths[0] * (conditional - unconditional)
+            table = torch.tensor(strengths, device=place.device)
+            guided = 1 + max(i for i, strength in enumerate(strengths) if strength != 1)
         return LlamaGenState(
-            batch=len(inputs), hidden=hidden[place], caches=caches, columns=columns, strengths=strengths
+            first=first,
+            caches=caches,
+            columns=columns,
+            strengths=table,
+            guided=guided,
+            position=torch.tensor([length], device=place.device),
         )
 
     def step(self, state: LlamaGenState, drawn: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
         """Return guided logits of the next token, given the previous one (None for the first token)."""
-        network, number = self.network, state.drawn
+        number = state.drawn
         if number == len(self.units):
             raise ValueError(f"step: all {number} tokens are drawn; call start for a new image")
         if (drawn is None) != (number == 0):
             raise ValueError(f"drawn: give None at the first token and the drawn one after it (token {number})")
-        # After the guidance interval, only the conditional half is computed.
-        guided = state.strengths is not None and any(strength != 1 for strength in state.strengths[number:])
         if drawn is None:
-            x = state.hidden
-        else:
-            rows = 2 * state.batch if guided else state.batch
-            if rows < state.caches[0].batch:
-                for cache in state.caches:
-                    cache.keep(rows)
-                state.columns = None if state.columns is None else state.columns[:rows]
-            x = network.token_embedding(drawn).repeat(rows // state.batch, 1, 1)
-            end = state.caches[0].length + 1
-            mask = None if state.columns is None else state.columns[..., :end]
-            x = network.hidden(x, network.rotation[number - 1 : number], mask, state.caches)
-        state.drawn += 1
-        return network.classify(x, state.strengths[number] if guided and state.strengths is not None else None)
+            state.drawn = 1
+            return state.first
+        rows, slot = state.advance(key_block(drawn.device))
+        strength = None
+        if rows > state.batch:
+            assert state.strengths is not None
+            strength = state.strengths.index_select(0, slot.position - state.caches[0].length + 1)
+        tokens = drawn.repeat(rows // state.batch, 1)
+        logits = self.network(None, tokens, strength=strength, caches=state.caches, slot=slot)
+        state.position += 1
+        return logits
 
     def logits(
         self, inputs: LlamaGenInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
@@ -131,10 +162,12 @@ class LlamaGen(nn.Module):
             )
         strengths = self._strengths(settings)
         labels, null = self._rows(inputs, strengths)
-        prefix, mask = self._prefix(inputs, labels, null)
+        condition, mask = self._condition(inputs, labels, null)
+        read = tokens[:, :-1]
         if strengths is None:
-            return self.network(prefix, mask, tokens)
-        return self.network(prefix, mask, tokens.repeat(2, 1), torch.tensor(strengths, device=tokens.device)[:, None])
+            return self.network(condition, read, mask)
+        strength = torch.tensor(strengths, device=tokens.device)[:, None]
+        return self.network(condition, read.repeat(2, 1), mask, strength)
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
         """Decode tokens to images in [0, 1]."""
@@ -188,13 +221,13 @@ class LlamaGen(nn.Module):
             labels = labels.masked_fill(null, self.config.num_classes)  # the null class
         return labels, null
 
-    def _prefix(
+    def _condition(
         self, inputs: LlamaGenInputs | Request, labels: Int[Tensor, " R"], null: Bool[Tensor, " R"]
-    ) -> tuple[Float[Tensor, "R P C"], Bool[Tensor, "R P"] | None]:
-        """Return the condition as tokens, and which are not padding. A null caption keeps its caption's padding."""
+    ) -> tuple[Int[Tensor, " R"] | Float[Tensor, "R P W"], Bool[Tensor, "R P"] | None]:
+        """Return the classes, or the caption features and which are not padding; a null caption keeps its padding."""
         asked = inputs_of(inputs)
         if not isinstance(asked, TextInputs):
-            return self.network.embed_classes(labels), None
+            return labels, None
         text, longest = asked.captions, self.config.num_caption_tokens
         if text.features.shape[1] > longest or text.features.shape[2] != self.config.caption_width:
             raise UserError(
@@ -203,4 +236,4 @@ class LlamaGen(nn.Module):
             )
         unconditional = self.network.null_caption[longest - text.features.shape[1] :]
         features = torch.where(null[:, None, None], unconditional, text.features[labels].type_as(unconditional))
-        return self.network.embed_captions(features), text.mask[labels]
+        return features, text.mask[labels]

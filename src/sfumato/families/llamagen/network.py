@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.nn.attention import KeyValueCache, project
+from sfumato.nn.attention import KeyValueCache, Slot
+from sfumato.nn.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +95,9 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaGenConfig):
         super().__init__()
         self.heads = (config.num_heads, config.kv_heads)
-        self.qkv = nn.Linear(config.width, (config.num_heads + 2 * config.kv_heads) * config.head_width, bias=False)
-        self.proj = nn.Linear(config.width, config.width, bias=False)
+        self.head_width = config.head_width
+        self.qkv = Linear(config.width, (config.num_heads + 2 * config.kv_heads) * config.head_width, bias=False)
+        self.proj = Linear(config.width, config.width, bias=False)
 
     def forward(
         self,
@@ -103,18 +105,31 @@ class Attention(nn.Module):
         rotation: Float[Tensor, "T d2 2"],
         mask: Bool[Tensor, "R 1 T N"] | None,
         cache: KeyValueCache | None,
+        slot: Slot | None,
     ) -> Float[Tensor, "R T C"]:
         num_heads, kv_heads = self.heads
-        heads = project(self.qkv, x).unflatten(2, (num_heads + 2 * kv_heads, -1))
+        heads = self.qkv(x).unflatten(2, (num_heads + 2 * kv_heads, -1))
         placed, value = heads.split((num_heads + kv_heads, kv_heads), dim=2)
         query, key = rotate(placed, rotation).transpose(1, 2).split(self.heads, dim=1)
         value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.append(key, value)
-        causal = mask is None and x.shape[1] > 1
-        grouped = num_heads != kv_heads
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-        return project(self.proj, out.transpose(1, 2).flatten(2))
+        if self.head_width % 8 and cache is not None and x.device.type != "cpu":
+            # Fused kernels need a multiple of 8, and would pad all keys again for each token (width 100 of the 3B).
+            query, key, value = (F.pad(part, (0, -self.head_width % 8)) for part in (query, key, value))
+        if slot is not None:
+            assert cache is not None
+            (key, value), mask = cache.put(key, value, slot), slot.mask
+        elif cache is not None:
+            cache.append(key, value)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and x.shape[1] > 1,
+            scale=self.head_width**-0.5,
+            enable_gqa=num_heads != kv_heads,
+        )
+        return self.proj(out[..., : self.head_width].transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -125,8 +140,8 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.gate_up = nn.Linear(config.width, 2 * config.feed_forward_width, bias=False)
-        self.down = nn.Linear(config.feed_forward_width, config.width, bias=False)
+        self.gate_up = Linear(config.width, 2 * config.feed_forward_width, bias=False)
+        self.down = Linear(config.feed_forward_width, config.width, bias=False)
 
     def forward(
         self,
@@ -134,10 +149,11 @@ class Block(nn.Module):
         rotation: Tensor,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        slot: Slot | None = None,
     ) -> Float[Tensor, "R T C"]:
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
-        gate, up = project(self.gate_up, self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + project(self.down, F.silu(gate) * up)
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, slot)
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
 
 
 class LlamaGenTransformer(nn.Module):
@@ -151,8 +167,8 @@ class LlamaGenTransformer(nn.Module):
         self.config = config
         width = config.width
         if config.caption_width:
-            self.caption_in = nn.Linear(config.caption_width, width, bias=False)
-            self.caption_out = nn.Linear(width, width, bias=False)
+            self.caption_in = Linear(config.caption_width, width, bias=False)
+            self.caption_out = Linear(width, width, bias=False)
             null = torch.randn(config.num_caption_tokens, config.caption_width) / config.caption_width**0.5
             self.register_buffer("null_caption", null)
         else:
@@ -160,7 +176,7 @@ class LlamaGenTransformer(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(width, eps=config.norm_eps)
-        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.head = Linear(width, vocab_size, bias=False)
         rotation = rotation_table(grid_size, config.head_width, config.rope_base)
         self.register_buffer("rotation", rotation, persistent=False)
         self.reset_parameters()
@@ -172,15 +188,6 @@ class LlamaGenTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
-    def embed_classes(self, labels: Int[Tensor, " R"]) -> Float[Tensor, "R 1 C"]:
-        """Embed classes as sequences of one token."""
-        return self.class_embedding(labels)[:, None]
-
-    def embed_captions(self, features: Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
-        """Project caption features to the network's width, in the type of the residual stream even under autocast."""
-        hidden = F.gelu(self.caption_in(features), approximate="tanh")
-        return self.caption_out(hidden).type_as(self.token_embedding.weight)
-
     def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
         """Return the condition's rotations, zero as published (not the identity), followed by those of the image."""
         condition = self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:])
@@ -188,41 +195,55 @@ class LlamaGenTransformer(nn.Module):
             condition[..., 0] = 1.0
         return torch.cat([condition, self.rotation])
 
-    def hidden(
-        self,
-        x: Float[Tensor, "R T C"],
-        rotation: Tensor,
-        mask: Tensor | None = None,
-        caches: Sequence[KeyValueCache | None] | None = None,
-    ) -> Float[Tensor, "R T C"]:
-        """Run the blocks; returns the output of the last one."""
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x = block(x, rotation, mask, cache)
-        return x
-
-    def classify(self, x: Float[Tensor, "R T C"], strength: float | Tensor | None = None) -> Float[Tensor, "B T V"]:
-        """Return logits in float32. If `strength` is given, the second half of the rows must be unconditional.
-
-        The head is linear, so guidance is applied to its input instead of the logits, at half the cost.
-        """
-        x = self.norm(x)
-        if strength is not None:
-            conditional, unconditional = x.chunk(2)
-            x = unconditional + strength * (conditional - unconditional)
-        return project(self.head, x).float()
-
     def forward(
         self,
-        prefix: Float[Tensor, "R P C"],
-        mask: Bool[Tensor, "R P"] | None,
-        tokens: Int[Tensor, "R N"],
+        condition: Int[Tensor, " R"] | Float[Tensor, "R P W"] | None,
+        tokens: Int[Tensor, "R N"] | None,
+        mask: Bool[Tensor, "R P"] | None = None,
         strength: float | Tensor | None = None,
-    ) -> Float[Tensor, "B N V"]:
-        """Return teacher-forced logits of all image tokens, guided if `strength` is given."""
-        x = torch.cat([prefix, self.token_embedding(tokens[:, :-1])], dim=1)
-        rotation = self.positions(prefix.shape[1])[: x.shape[1]]
-        x = self.hidden(x, rotation, None if mask is None else causal_mask(mask, x.shape[1]))
-        return self.classify(x[:, prefix.shape[1] - 1 :], strength)
+        caches: Sequence[KeyValueCache] | None = None,
+        slot: Slot | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Return logits of the token after the condition, and of those after each of `tokens`.
+
+        Args:
+            condition: class numbers or caption features; None for a decoding step, where it is in the caches.
+            tokens: image tokens, from the first; None if only the condition is read.
+            mask: True for the text tokens of the condition, False for padding.
+            strength: strength of guidance; if given, the second half of the rows must be unconditional.
+            caches: memory for the keys and values; without `slot`, it is empty and gets those of the condition.
+            slot: place of a single token in the caches, in a decoding step.
+        """
+        parts = [] if condition is None else [self._embed(condition)]
+        prefix = parts[0].shape[1] if parts else 0
+        if tokens is not None:
+            parts.append(self.token_embedding(tokens))
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        if slot is None:
+            rotation, seen = self.positions(prefix)[: x.shape[1]], None
+            if mask is not None:
+                seen = causal_mask(mask, x.shape[1])
+        else:
+            assert caches is not None
+            # The first token of the image follows the condition, at the end of what `caches` were filled with.
+            rotation, seen = self.rotation.index_select(0, slot.position - caches[0].length), None
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, rotation, seen, cache, slot)
+        x = self.norm(x[:, max(0, prefix - 1) :])
+        if strength is not None:
+            # The head is linear, so guidance is applied to its input instead of the logits, at half the cost.
+            conditional, unconditional = x.chunk(2)
+            x = unconditional + strength * (conditional - unconditional)
+        with torch.autocast(x.device.type, enabled=False):
+            # In bfloat16, sampled and scored log-probabilities would differ about twice as much.
+            return self.head(x.type_as(self.head.weight))
+
+    def _embed(self, condition: Tensor) -> Float[Tensor, "R P C"]:
+        """Embed classes as one token, or captions as many, in the type of the residual stream even under autocast."""
+        if not condition.is_floating_point():
+            return self.class_embedding(condition)[:, None]
+        hidden = F.gelu(self.caption_in(condition), approximate="tanh")
+        return self.caption_out(hidden).type_as(self.token_embedding.weight)
 
 
 def causal_mask(prefix_mask: Bool[Tensor, "R P"], length: int) -> Bool[Tensor, "R 1 T T"]:

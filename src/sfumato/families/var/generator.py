@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from sfumato.families.shared import check_size, check_tokens, class_inputs, keep_top_k, number_classes
-from sfumato.families.var.network import VARConfig, VARTransformer
+from sfumato.families.var.network import BlockCache, VARConfig, VARTransformer
 from sfumato.families.var.tokenizer import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card
@@ -23,12 +23,11 @@ class VARState:
 
     scale: int
     """number of scales whose logits have been computed"""
-    embedding: Float[Tensor, "R C"]
-    modulations: list[Tensor]
-    caches: list[KeyValueCache]
+    labels: Int[Tensor, " R"]
+    caches: list[BlockCache]
     features: Float[Tensor, "B Z h w"]
     """accumulated feature map of the scales drawn so far"""
-    strengths: tuple[float, ...] | None
+    strengths: Float[Tensor, " S"] | None
     """strength of guidance at each scale; None without guidance"""
 
 
@@ -62,18 +61,14 @@ class VAR(nn.Module):
 
     def start(self, inputs: ClassInputs | Request, settings: Settings = PLAIN) -> VARState:
         """Return a new decoding state for these classes."""
-        strengths = self._strengths(settings)
-        labels = self._rows(inputs, strengths)
-        network, shape = self.network, self.tokenizer.config
-        embedding = network.class_embedding(labels)
-        side = shape.scales[-1]
+        strengths, shape = self._strengths(settings), self.tokenizer.config
+        labels, side = self._rows(inputs, strengths), shape.scales[-1]
         return VARState(
             scale=0,
-            embedding=embedding,
-            modulations=network.modulations(embedding),
-            caches=[KeyValueCache(sum(self.units)) for _ in network.blocks],
-            features=embedding.new_zeros(len(inputs), shape.latent_channels, side, side),
-            strengths=strengths,
+            labels=labels,
+            caches=[BlockCache(KeyValueCache(sum(self.units))) for _ in range(self.config.depth)],
+            features=torch.zeros(len(inputs), shape.latent_channels, side, side, device=labels.device),
+            strengths=None if strengths is None else torch.tensor(strengths, device=labels.device),
         )
 
     def step(self, state: VARState, drawn: Tensor | None) -> Float[Tensor, "B u V"]:
@@ -82,24 +77,18 @@ class VAR(nn.Module):
         `drawn` holds the tokens of the previous scale, as indices (B, u) or as distributions over the vocabulary
         (B, u, V), whose mean codes are used; None for the first scale.
         """
-        network, quantizer = self.network, self.tokenizer.quantizer
-        scale = state.scale
+        quantizer, scale, codes = self.tokenizer.quantizer, state.scale, None
         if scale == len(self.units):
             raise ValueError(f"step: all {scale} scales are drawn; call start for a new image")
         if (drawn is None) != (scale == 0):
             raise ValueError(f"drawn: give None at the first scale and the drawn tokens after it (scale {scale})")
-        if drawn is None:
-            x = network.embed_start(state.embedding)
-        else:
+        if drawn is not None:
             state.features = state.features + quantizer.upsample(scale - 1, quantizer.embed(drawn))
             codes = quantizer.downsample(scale, state.features).flatten(2).transpose(1, 2)
-            codes = codes.repeat(len(state.embedding) // len(codes), 1, 1)
-            x = network.embed_codes(codes, sum(self.units[:scale]))
-        for block, modulation, cache in zip(network.blocks, state.modulations, state.caches, strict=True):
-            x = block(x, modulation, cache=cache)
+            codes = codes.repeat(len(state.labels) // len(codes), 1, 1)
         state.scale += 1
-        logits = network.classify(x, state.embedding)
-        return logits if state.strengths is None else _guide(logits, logits.new_tensor(state.strengths[scale]))
+        logits = self.network(state.labels, codes, state.caches)
+        return logits if state.strengths is None else _guide(logits, state.strengths[scale])
 
     def logits(
         self, inputs: ClassInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
@@ -113,7 +102,7 @@ class VAR(nn.Module):
         logits = self.network(labels, codes)
         if strengths is None:
             return logits
-        return _guide(logits, logits.new_tensor(strengths)[self.network.levels, None])
+        return _guide(logits, torch.tensor(strengths, device=logits.device)[self.network.levels, None])
 
     def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""

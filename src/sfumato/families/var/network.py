@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.nn.attention import KeyValueCache, project
+from sfumato.nn.attention import KeyValueCache
+from sfumato.nn.linear import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,15 @@ class VARConfig:
     def __post_init__(self):
         if self.width % self.num_heads:
             raise UserError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
+
+
+@dataclass
+class BlockCache:
+    """What a block keeps while an image is drawn."""
+
+    attention: KeyValueCache
+    modulation: Float[Tensor, "R 6 C"] | None = None
+    """gates, scales and shifts, which are the same at all scales"""
 
 
 @dataclass(frozen=True)
@@ -82,10 +92,10 @@ class Attention(nn.Module):
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.log_scale = nn.Parameter(torch.full((config.num_heads, 1, 1), 4.0).log()) if config.l2_attention else None
         # Without L2 normalization, the published softmax scale is a quarter of the usual 1/sqrt(d).
         self.softmax_scale = 1.0 if config.l2_attention else 0.25 / (width // config.num_heads) ** 0.5
@@ -94,7 +104,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B T C"], spans: Sequence[Span], cache: KeyValueCache | None
     ) -> Float[Tensor, "B T C"]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = project(self.qkv, x, bias).unflatten(2, (3, self.num_heads, -1))
+        qkv = self.qkv(x).add_(bias).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, T, d)
         if self.log_scale is not None:
             query = F.normalize(query, dim=-1) * self.log_scale.clamp_max(self.MAX_LOG_SCALE).exp()
@@ -105,7 +115,7 @@ class Attention(nn.Module):
         else:
             key, value = cache.append(key, value)
             out = F.scaled_dot_product_attention(query, key, value, scale=self.softmax_scale)
-        return project(self.proj, out.transpose(1, 2).flatten(2))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -116,8 +126,8 @@ class Block(nn.Module):
         self.eps = config.norm_eps
         hidden = round(config.width * config.mlp_ratio)
         self.attention = Attention(config)
-        self.fc1 = nn.Linear(config.width, hidden)
-        self.fc2 = nn.Linear(hidden, config.width)
+        self.fc1 = Linear(config.width, hidden)
+        self.fc2 = Linear(hidden, config.width)
         self.modulation = None if config.shared_adaln else nn.Linear(config.width, 6 * config.width)
         self.modulation_offset = (
             nn.Parameter(torch.randn(6, config.width) / config.width**0.5) if config.shared_adaln else None
@@ -133,15 +143,22 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B T C"],
-        modulation: Float[Tensor, "B 6 C"],
+        x: Float[Tensor, "R T C"],
+        embedding: Float[Tensor, "R C"],
+        shared: Float[Tensor, "R 6 C"] | None,
         spans: Sequence[Span] = (),
-        cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "B T C"]:
+        cache: BlockCache | None = None,
+    ) -> Float[Tensor, "R T C"]:
+        modulation = None if cache is None else cache.modulation
+        if modulation is None:
+            modulation = self.modulate(embedding, shared)
+            if cache is not None:
+                cache.modulation = modulation
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(2).unbind(1)
-        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), spans, cache))
-        hidden = F.gelu(project(self.fc1, self.norm(x, scale2, shift2)), approximate="tanh")
-        return torch.addcmul(x, gate2, project(self.fc2, hidden))
+        keys = None if cache is None else cache.attention
+        x = torch.addcmul(x, gate1, self.attention(self.norm(x, scale1, shift1), spans, keys))
+        hidden = F.gelu(self.fc1(self.norm(x, scale2, shift2)), approximate="tanh")
+        return torch.addcmul(x, gate2, self.fc2(hidden))
 
     def norm(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Apply layer norm with the scale and shift of the class."""
@@ -167,7 +184,7 @@ class VARTransformer(nn.Module):
         self.shared_modulation = nn.Linear(width, 6 * width) if config.shared_adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, vocab_size)
+        self.head = Linear(width, vocab_size)
         # Always on the CPU, so that a model built on "meta" is complete once its weights are loaded.
         levels = torch.arange(len(self.units), device="cpu").repeat_interleave(torch.tensor(self.units, device="cpu"))
         self.register_buffer("levels", levels, persistent=False)
@@ -199,21 +216,6 @@ class VARTransformer(nn.Module):
                     block.modulation_offset[2:].mul_(0.5)
                     block.modulation_offset[:2].mul_(1e-5)
 
-    def modulations(self, embedding: Float[Tensor, "R C"]) -> list[Float[Tensor, "R 6 C"]]:
-        """Return the gates, scales and shifts of each block for the class embeddings, the same at all positions."""
-        shared = None
-        if self.shared_modulation is not None:
-            shared = self.shared_modulation(F.silu(embedding)).unflatten(1, (6, -1))
-        return [block.modulate(embedding, shared) for block in self.blocks]  # pyright: ignore[reportCallIssue]
-
-    def embed_start(self, embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R u C"]:
-        """Return the input of the first scale: the class embedding with its position."""
-        return embedding[:, None] + self.start_position + self._place(slice(0, self.units[0]))
-
-    def embed_codes(self, codes: Float[Tensor, "R T Z"], first: int) -> Float[Tensor, "R T C"]:
-        """Return the input of later scales, where `first` is their first position in the sequence."""
-        return self.code_projection(codes) + self._place(slice(first, first + codes.shape[1]))
-
     def _place(self, span: slice) -> Float[Tensor, "T C"]:
         return self.positions[span] + self.level_embedding(self.levels[span])
 
@@ -226,18 +228,41 @@ class VARTransformer(nn.Module):
             spans.append(Span(start, start + unit))
         return spans
 
-    def classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
+    def _classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
         """Return logits, in float32 even under autocast. The raw class embedding modulates, even with shared adaLN."""
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.head_modulation(F.silu(embedding.float())).unsqueeze(1).chunk(2, dim=-1)
             normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.config.norm_eps)
-            return project(self.head, normed * (1 + scale) + shift)
+            return self.head(normed * (1 + scale) + shift)
 
-    def forward(self, labels: Int[Tensor, " R"], codes: Float[Tensor, "R T Z"]) -> Float[Tensor, "R L V"]:
-        """Return teacher-forced logits of all scales; `codes` are the inputs of all scales except the first."""
+    def forward(
+        self,
+        labels: Int[Tensor, " R"],
+        codes: Float[Tensor, "R T Z"] | None,
+        caches: Sequence[BlockCache] | None = None,
+    ) -> Float[Tensor, "R N V"]:
+        """Return logits of scales.
+
+        Args:
+            labels: class of each row.
+            codes: inputs of T positions, one for each position of the scales after the first; None for the first
+                scale, whose input is the class.
+            caches: without caches, `codes` are those of all scales, and the logits are those of all scales,
+                teacher-forced. With caches, they are those of the next scale alone.
+        """
         embedding = self.class_embedding(labels)
-        x = torch.cat([self.embed_start(embedding), self.embed_codes(codes, self.units[0])], dim=1)
-        spans = self.spans()
-        for block, modulation in zip(self.blocks, self.modulations(embedding), strict=True):
-            x = block(x, modulation, spans=spans)
-        return self.classify(x, embedding)
+        first = 0 if caches is None else caches[0].attention.length
+        parts = []
+        if first == 0:
+            parts.append(embedding[:, None] + self.start_position + self._place(slice(0, self.units[0])))
+            first = self.units[0]
+        if codes is not None:
+            parts.append(self.code_projection(codes) + self._place(slice(first, first + codes.shape[1])))
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        shared = None
+        if self.shared_modulation is not None:
+            shared = self.shared_modulation(F.silu(embedding)).unflatten(1, (6, -1))
+        spans = self.spans() if caches is None else ()
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
+            x = block(x, embedding, shared, spans, cache)
+        return self._classify(x, embedding)
