@@ -59,6 +59,17 @@ def test_drawn_images_go_on(tiny_model: Path, tmp_path: Path):
     assert tuple(names) == request.words.names
 
 
+def test_precision_of_drawn_images(tiny_model: Path, tmp_path: Path):
+    request, seeds = tiny_request([0, 1, 2, 3]), torch.arange(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = load(tiny_model).draw(request, seeds)
+    drawn = DrawnImages(load(tiny_model), request.words, seeds, tmp_path / "bf16", precision="bf16")[0:4]
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0.5 / 255 + 1e-6)
+    assert not torch.equal(drawn, DrawnImages(load(tiny_model), request.words, seeds, tmp_path / "auto")[0:4])
+    target = Target(str(tiny_model), tmp_path / "target", torch.device("cpu"))
+    assert torch.equal(target.images(Drawing(precision="bf16"), lambda generator: request.words)[0:4], drawn)
+
+
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
 def test_array_images(tmp_path: Path, write):
     pixels = np.random.default_rng(0).integers(0, 256, size=(7, 4, 5, 3), dtype=np.uint8)

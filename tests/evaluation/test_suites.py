@@ -22,6 +22,7 @@ from sfumato.evaluation.measurement import Measurement, read_measurement
 from sfumato.evaluation.recognition import Recognition
 from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
+from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.families.library import load, save_model
 from sfumato.rewards import pixels
 from sfumato.settings import Settings
@@ -176,6 +177,17 @@ def test_entropy(tiny_model: Path, tmp_path: Path, batch_size: str):
     saved = json.loads((tmp_path / "out" / tiny_model.name / "entropy.json").read_text())
     assert saved["by_token"] == pytest.approx(rollout.entropy.mean(0).tolist(), rel=1e-4)
     assert saved["units"] == [1, 4]
+
+
+def test_precision_of_entropy(tiny_model: Path, tmp_path: Path):
+    options = ("--images", "5")
+    exact, rounded, default = (
+        measured(tiny_model, "entropy", tmp_path / name, *options, *precision)["entropy"].value
+        for name, precision in {"a": ("--precision", "fp32"), "b": ("--precision", "bf16"), "c": ()}.items()
+    )
+    assert default == exact
+    assert 0 < abs(rounded - exact) < 0.05
+    assert Entropy().drawing.precision == "fp32"  # on a GPU too
 
 
 def test_entropy_of_many_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from sfumato.cli.options import parse_options
+from sfumato.engine.precision import Precision
 from sfumato.errors import UserError
 from sfumato.settings import SettingsOptions
 
@@ -40,11 +41,14 @@ class Sample(SettingsOptions):
     """Hugging Face Hub id or folder of a text encoder to use instead of the model's own"""
     device: str = "auto"
     """device to run on: auto, cpu, cuda or cuda:N"""
+    precision: Precision = "auto"
+    """precision of the arithmetic; auto is bf16 on a GPU and fp32 on the CPU"""
 
     def __call__(self) -> int:
         import torch
 
         from sfumato.data.pictures import grid, save_png
+        from sfumato.engine.precision import autocast
         from sfumato.engine.process import find_device
         from sfumato.families import load_generator
         from sfumato.files import check_writable
@@ -67,7 +71,8 @@ class Sample(SettingsOptions):
         policy = Policy(generator, self.settings(generator.card.settings))
         request = policy.request(self.words(generator).repeat(self.count))
         seeds = torch.arange(self.seed, self.seed + len(request))
-        pictures = self.draw_smooth(policy, request, seeds) if self.smooth else policy.draw(request, seeds, 32)
+        with autocast(policy.device, self.precision):
+            pictures = self.draw_smooth(policy, request, seeds) if self.smooth else policy.draw(request, seeds, 32)
         columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
         settings = str(policy.settings) or "the model's own distribution"

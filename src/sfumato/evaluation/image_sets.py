@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sfumato.data.images import IMAGE_SUFFIXES, find_images, read_rgb
 from sfumato.data.pictures import to_pictures
+from sfumato.engine.precision import Precision, autocast
 from sfumato.errors import UserError
 from sfumato.files import replacing
 from sfumato.policy import Policy
@@ -134,6 +135,7 @@ class DrawnImages:
         seeds: Int[Tensor, " B"],
         folder: Path,
         place: Callable[[int], str] = by_number,
+        precision: Precision = "auto",
     ):
         """Create a set whose images are drawn when they are read.
 
@@ -143,8 +145,10 @@ class DrawnImages:
             seeds: one seed per image.
             folder: folder for the images.
             place: returns the path of the n-th image in the folder.
+            precision: precision of the policy's arithmetic.
         """
         self.policy, self.words, self.seeds = policy, words, seeds
+        self.precision: Precision = precision
         self.files = [folder / place(number) for number in range(len(words))]
 
     def __len__(self) -> int:
@@ -155,7 +159,8 @@ class DrawnImages:
         if missing:
             numbers = torch.tensor(missing)
             request = self.policy.request(self.words[numbers])
-            drawn = self.policy.draw(request, self.seeds[numbers], len(missing))
+            with autocast(self.policy.device, self.precision):
+                drawn = self.policy.draw(request, self.seeds[numbers], len(missing))
             for number, image in zip(missing, drawn, strict=True):
                 write_image(self.files[number], image)
         return read_images(self.files[index])

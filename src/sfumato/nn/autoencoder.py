@@ -1,8 +1,9 @@
 """The convolutional autoencoder inside every tokenizer: VQGAN's residual networks (Esser et al., 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -31,6 +32,47 @@ def downsampling(shape: AutoencoderShape) -> int:
     return shape.patch * 2 ** (len(shape.channel_multipliers) - 1)
 
 
+SLICE_BYTES = 2**29
+"""Largest size in bytes of a feature map in float32, over all images of a slice. A block holds about five at a time."""
+
+
+def images_at_once(shape: AutoencoderShape, pixels: int) -> int:
+    """Return the number of images per slice, at least 1, for which no feature map is larger than `SLICE_BYTES`.
+
+    Args:
+        shape: shape of the autoencoder.
+        pixels: height times width of an image.
+    """
+    positions = pixels // shape.patch**2  # of the finest level; the side of each further level is half as long
+    # The decoder doubles the side of a level's output before the channels change.
+    values = [width * positions // 4 ** max(i - 1, 0) for i, width in enumerate(shape.channel_multipliers)]
+    return max(1, SLICE_BYTES // (4 * shape.base_channels * max(values)))
+
+
+def in_slices(function: Callable[[Tensor], Tensor], batch: Tensor, size: int) -> Tensor:
+    """Return `function(batch)`, computed for `size` rows at a time, so that memory does not grow with the batch."""
+    return torch.cat([function(part) for part in batch.split(size)])
+
+
+def arrange(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Return `x` in the memory layout in which convolutions are fastest: channels-last on CUDA, as tensor cores read.
+
+    Convolutions, sums and resampling keep the layout of what they read, but the group norm of torch 2.13 does not.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x
+
+
+def normalize_groups(norm: nn.GroupNorm, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Return `norm(x)` in the type of `x`, arranged for a convolution.
+
+    Autocast would return float32, and the swish would then read and write twice as many bytes. The statistics are
+    float32 in any case.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        return arrange(F.group_norm(x, norm.num_groups, weight, bias, norm.eps))
+
+
 class ResBlock(nn.Module):
     """Residual block: norm, swish and convolution, twice, plus a shortcut."""
 
@@ -44,8 +86,8 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(F.silu(normalize_groups(self.norm1, x)))
+        return self.shortcut(x) + self.conv2(F.silu(normalize_groups(self.norm2, h)))
 
 
 class AttentionBlock(nn.Module):
@@ -58,11 +100,12 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, 1, channels, height * width)
-        query, key, value = qkv.transpose(-1, -2).unbind(1)  # each (B, 1, H·W, C)
+        qkv = self.qkv(normalize_groups(self.norm, x)).flatten(2).transpose(1, 2)
+        # Fused attention needs channels that are adjacent in memory: on CUDA at most 256 for flash attention, and any
+        # number for memory-efficient attention.
+        query, key, value = (part[:, None] for part in qkv.contiguous().chunk(3, dim=2))  # each (B, 1, H·W, C)
         h = F.scaled_dot_product_attention(query, key, value)
-        return x + self.proj(h[:, 0].transpose(-1, -2).reshape(x.shape))
+        return x + self.proj(h[:, 0].transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 class Level(nn.Module):
@@ -140,11 +183,11 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        h = self.conv_in(F.pixel_unshuffle(x, self.patch))
+        h = self.conv_in(arrange(F.pixel_unshuffle(x, self.patch)))
         for level in self.levels:
             h = level(h)
         h = self.middle(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(normalize_groups(self.norm_out, h)))
 
 
 class Decoder(nn.Module):
@@ -169,7 +212,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, 3 * config.patch**2, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        h = self.middle(self.conv_in(x))
+        h = self.middle(self.conv_in(arrange(x)))
         for level in self.levels:
             h = level(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        return F.pixel_shuffle(self.conv_out(F.silu(normalize_groups(self.norm_out, h))), self.patch)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.data.preprocessing import crop_square, normalize
 from sfumato.rewards import needs
-from sfumato.rewards.sharing import OncePerBatch
+from sfumato.rewards.sharing import OncePerBatch, inference
 
 CAPTIONS_KEPT = 100_000
 """Largest number of captions whose embeddings are cached."""
@@ -48,7 +48,8 @@ class Clip:
     def _embed_images(self, images: Tensor) -> Tensor:
         self.model.to(images.device)
         pixels = normalize(self.fit(images, self.side))
-        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        with inference(images.device):
+            pooled = self.model.vision_model(pixel_values=pixels).pooler_output.float()
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
@@ -58,7 +59,8 @@ class Clip:
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt"
         ).to(device)
-        pooled = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        with inference(device):
+            pooled = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output.float()
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
 

@@ -15,7 +15,7 @@ from sfumato.errors import UserError
 from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.aesthetic import build_head
-from sfumato.rewards.sharing import OncePerBatch
+from sfumato.rewards.sharing import OncePerBatch, inference
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Published mean and standard deviation of the raw scores, which normalize the reward to mean 0 and deviation 1."""
@@ -55,18 +55,21 @@ class Loaded:
         tokens = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=LONGEST, return_tensors="pt"
         ).to(images.device)
-        read = networks["text"](
-            input_ids=tokens.input_ids,
-            attention_mask=tokens.attention_mask,
-            encoder_hidden_states=features,
-            encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=images.device),
-        )
-        return (networks["head"](read.last_hidden_state[:, 0]).squeeze(1) - MEAN) / STD
+        with inference(images.device):
+            read = networks["text"](
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                encoder_hidden_states=features,
+                encoder_attention_mask=torch.ones(features.shape[:2], dtype=torch.long, device=images.device),
+            )
+        return (networks["head"](read.last_hidden_state[:, 0].float()).squeeze(1) - MEAN) / STD
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         vision: Any = self.networks["vision"]
-        return vision(pixel_values=normalize(crop_square(images, vision.config.image_size))).last_hidden_state
+        pixels = normalize(crop_square(images, vision.config.image_size))
+        with inference(images.device):
+            return vision(pixel_values=pixels).last_hidden_state
 
 
 @functools.cache

@@ -1,13 +1,27 @@
-"""Share results that several rewards need, so that they are computed once per batch."""
+"""Share results that several rewards need, so that they are computed once per batch, and the way they are computed."""
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def inference(device: torch.device) -> Iterator[None]:
+    """Run a large network without gradients: in float32 on the CPU, with bfloat16 products and convolutions on a GPU.
+
+    On a GPU, matrix products, convolutions and attention return bfloat16, while weights, norms and the residual stream
+    stay float32. Heads that turn features into scores belong outside, in float32, so that their rounding does not add
+    to the noise.
+    """
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        yield
 
 
 class OncePerBatch(Generic[Result]):

@@ -8,6 +8,7 @@ import torch
 
 from sfumato.data.classes import find_classes, spread
 from sfumato.data.prompts import find_prompts, read_prompts
+from sfumato.engine.precision import autocast
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, ask_evenly, names_to_ask, repeated
 from sfumato.evaluation.measurement import Figure, Measurement
@@ -32,7 +33,7 @@ class Entropy:
     """classes to draw, as names, numbers or ranges; all if none is given"""
     prompts: str | None = field(default=None, metadata=PROMPTS)
     """file of captions for a model that reads them; the class names of its judge if not given"""
-    drawing: Drawing = field(default_factory=lambda: replace(PLAIN))
+    drawing: Drawing = field(default_factory=lambda: replace(PLAIN, precision="fp32"))
 
     def prepare(self, device: torch.device, folder: Path) -> Measure:
         if self.images < 1:
@@ -45,10 +46,11 @@ class Entropy:
         policy = target.policy(self.drawing)
         words = self.ask(policy.generator)
         seeds = torch.arange(self.drawing.seed, self.drawing.seed + len(words))
-        parts = [
-            policy.sample(policy.request(words[index]), seeds[index]).entropy.cpu()
-            for index in torch.arange(len(seeds)).split(self.drawing.batch_size)
-        ]
+        with autocast(target.device, self.drawing.precision):
+            parts = [
+                policy.sample(policy.request(words[index]), seeds[index]).entropy.cpu()
+                for index in torch.arange(len(seeds)).split(self.drawing.batch_size)
+            ]
         entropy = torch.cat(parts)  # (B, L)
         units = policy.generator.units
         by_unit = [part.mean(1) for part in entropy.split(units, dim=1)]

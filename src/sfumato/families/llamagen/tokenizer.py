@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.nn.autoencoder import Decoder, Encoder, downsampling
+from sfumato.nn.autoencoder import Decoder, Encoder, downsampling, images_at_once, in_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +94,18 @@ class VQModel(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B N"]:
         """Encode images in [0, 1] as tokens, row by row."""
-        return self.quantizer.quantize(self.features(images))[0][0]
+
+        def encode(part: Tensor) -> Tensor:
+            return self.quantizer.quantize(self.features(part))[0][0]
+
+        return in_slices(encode, images, images_at_once(self.config, images.shape[2] * images.shape[3]))
 
     def decode_features(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode quantized features to images in about [-1, 1], not clamped."""
-        return self.decoder(self.post_conv(features))
+        """Decode quantized features to images in about [-1, 1], in float32 and not clamped."""
+        return self.decoder(self.post_conv(features)).float()
 
     def reconstruct(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode quantized features to images in [0, 1]."""
-        return (self.decode_features(features).clamp(-1, 1) + 1) / 2
+        """Decode quantized features to images in [0, 1], in float32."""
+        pixels = features.shape[2] * features.shape[3] * self.config.downsampling**2
+        decoded = in_slices(self.decode_features, features, images_at_once(self.config, pixels))
+        return (decoded.clamp(-1, 1) + 1) / 2

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.nn.autoencoder import Decoder, Encoder, downsampling
+from sfumato.nn.autoencoder import Decoder, Encoder, downsampling, images_at_once, in_slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +145,11 @@ class MultiScaleVQVAE(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Encode images in [0, 1] as tokens: scales concatenated from coarse to fine, row-major within a scale."""
-        tokens, _, _ = self.quantizer.quantize(self.features(images))
-        return torch.cat(tokens, dim=1)
+
+        def encode(part: Tensor) -> Tensor:
+            return torch.cat(self.quantizer.quantize(self.features(part))[0], dim=1)
+
+        return in_slices(encode, images, images_at_once(self.config, images.shape[2] * images.shape[3]))
 
     @torch.no_grad()
     def count_usage(self, batches: Iterable[Float[Tensor, "B 3 H W"]]) -> None:
@@ -158,9 +161,11 @@ class MultiScaleVQVAE(nn.Module):
                 usage[scale] += torch.bincount(tokens.flatten(), minlength=usage.shape[1])
 
     def decode_features(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode an accumulated feature map to images in about [-1, 1], not clamped."""
-        return self.decoder(self.post_conv(features))
+        """Decode an accumulated feature map to images in about [-1, 1], in float32 and not clamped."""
+        return self.decoder(self.post_conv(features)).float()
 
     def reconstruct(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode an accumulated feature map to images in [0, 1]."""
-        return (self.decode_features(features).clamp(-1, 1) + 1) / 2
+        """Decode an accumulated feature map to images in [0, 1], in float32."""
+        pixels = features.shape[2] * features.shape[3] * self.config.downsampling**2
+        decoded = in_slices(self.decode_features, features, images_at_once(self.config, pixels))
+        return (decoded.clamp(-1, 1) + 1) / 2
