@@ -97,7 +97,7 @@ def test_help_of_a_recipe_lists_the_settings(capsys: Capture):
     ("arguments", "field", "pieces"),
     [
         (["trian"], "command", ("'trian'", "did you mean train or pretrain?")),
-        (["xyzzy"], "command", ("'xyzzy'", "train, pretrain")),
+        (["xyzzy"], "command", ("'xyzzy'", "give one of train, ")),
         (["train", "emoji-drak"], "recipe", ("'emoji-drak'", "did you mean emoji-dark")),
         (["pretrain", "nothing"], "recipe", ("'nothing'", "emoji-var")),
         (["train", "emoji-dark", "--group-sise", "4"], "", ("--group-sise, 4", "did you mean --group-size?")),
@@ -110,6 +110,14 @@ def test_help_of_a_recipe_lists_the_settings(capsys: Capture):
         (["train", "emoji-dark", "--objective", "nowhere.py:Mine"], "objective", ("nowhere.py",)),
         (["train", "emoji-dark", "--objective", "gdpo", "--objective.report-kl"], "", ("--objective.report-kl",)),
         (["evaluate", "tiny", "--suite", "acuracy"], "suite", ("'acuracy'", "did you mean accuracy?")),
+        (["launch", "--nproc-pr-node", "2", "train", "emoji-dark"], "launch", ("--nproc-pr-node", "launch --help")),
+        (["launch", "--nproc-per-node", "2", "sample", "tiny"], "launch", ("'sample'", "train")),
+        (
+            ["launch", "--nproc-per-node", "2", "train", "emoji-drak"],
+            "recipe",
+            ("emoji-drak", "did you mean emoji-dark"),
+        ),
+        (["launch", "--nproc-per-node", "2", "train", "emoji-dark", "--steps", "many"], "", ("--steps", "'many'")),
         (["sample"], "", ("sfumato sample: STR",)),
         (["sample", "tiny", "--seed"], "", ("'--seed'",)),
         (["export", "tiny"], "", ("sfumato export: --out PATH",)),
@@ -242,7 +250,7 @@ def test_a_run_with_options_of_version_0_1(capsys: Capture, tiny_model: Path, tm
         assert all(name in line.split() for name in names)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["groups_per_step"] == 2
-    assert config["objective"] == {"name": "gdpo", "clip": 0.2, "kl_weight": 0.0}
+    assert config["objective"] == {"name": "gdpo", "clip": 0.2, "kl_weight": 0.0, "skip_equal_groups": True}
 
 
 def test_settings_of_the_policy_and_the_engine(capsys: Capture):
@@ -376,6 +384,16 @@ def test_sample(capsys: Capture, tiny_model: Path, tmp_path: Path):
         for n, image in enumerate(images):
             corner = (2 + n % columns * 130 + 5, 2 + n // columns * 130 + 5)
             assert picture.getpixel(corner) == tuple((image[:, 0, 0] * 255).round().int().tolist()), n
+
+
+def test_precision_of_samples(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    options = ("--classes", "1", "3", "--count", "3")
+    exact, rounded = (
+        sample(capsys, tiny_model, tmp_path / "grid.png", *options, "--precision", precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert sample(capsys, tiny_model, tmp_path / "grid.png", *options) == exact  # the default on the CPU
+    assert rounded != exact
 
 
 def test_samples_are_drawn_with_the_models_own_settings(capsys: Capture, tiny_model: Path, tmp_path: Path):

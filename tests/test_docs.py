@@ -15,7 +15,7 @@ import pytest
 from documents import PAGES, ROOT, commands, mentions, python_blocks, shell_lines
 from made_runs import write_run
 from PIL import Image
-from tiny import LLAMAGEN, TOKENIZER, TRANSFORMER, VQ_TOKENIZER
+from tiny import LLAMAGEN, TOKENIZER, TRANSFORMER, VQ_TOKENIZER, tiny_config, trainer_of
 
 from sfumato.cli.evaluate import Evaluate
 from sfumato.cli.main import parse
@@ -34,6 +34,7 @@ ELSEWHERE = {
     r"(sample|evaluate) var-d16 ": "families/test_var_golden.py::test_teacher_forced_logits",
     r"(sample|evaluate) runs/bigram ": "test_own_code.py::test_commands",
     r"(score|train) .*http://": "rewards/test_server.py::test_training_waits_for_a_server_that_was_killed",
+    r"launch ": "training/test_processes.py::test_two_processes_equal_one",
     r"serve ": "rewards/test_server.py::test_the_scores_are_those_of_the_reward",
     r"reproduce \S": "experiments/test_experiments.py::test_reproduce",
     r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimized",
@@ -126,6 +127,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
     for name, model in {"mine": tiny_model, "d16": bundled_models()["emoji-var"]}.items():
         (tmp_path / f"runs/{name}").mkdir()
         (tmp_path / f"runs/{name}/model").symlink_to(model)
+    for name, changes in {"d30-lora": {"lora_rank": 2}, "d30": {"ema_decay": 0.9}}.items():
+        trainer_of(tiny_config("emoji-var", **changes)).engine.save(tmp_path / f"runs/{name}")()
     for number in range(8):
         for folder in ("FOLDER", "package", "out/accuracy/emoji-var/images"):
             file = tmp_path / folder / f"class {number % 4}" / f"{number}.png"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.engine.dense import DenseEngine
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.process import Process
 from sfumato.engine.timing import PhaseTimer
+from sfumato.engine.torch_engine import TorchEngine
 from sfumato.families import load_generator
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
@@ -128,7 +128,7 @@ class Trainer:
     """The parts of a run in this process, without a run folder."""
 
     config: TrainConfig
-    engine: DenseEngine
+    engine: TorchEngine
     rollouts: InlineRollouts
     objective: Objective
     rng: torch.Generator

@@ -14,3 +14,7 @@ class UserError(ValueError):
         """Name of the setting or argument at fault: the first word of the message."""
         match = re.match(r"[\w.-]+", str(self))
         return match[0] if match else ""
+
+
+class SharedError(UserError):
+    """Bad input for which all processes of a run stop together, at the same place and with the same message."""

@@ -101,20 +101,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     remove(temporary)
     try:
         write(temporary)
-        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            _sync(file)
-        if path.is_dir():  # a folder cannot be replaced in one operation: the old one is moved away first
-            old = path.with_name(f".{path.name}.old")
-            remove(old)
-            os.replace(path, old)
-            os.replace(temporary, path)
-            remove(old)
-        else:
-            os.replace(temporary, path)
-        _sync(path.parent)
+        settle(path)
     except BaseException:
         remove(temporary)
         raise
+
+
+def settle(path: Path) -> None:
+    """Rename what was written to `staging(path)` to `path`, once it is safe on the disk."""
+    temporary = staging(path)
+    for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+        _sync(file)
+    if path.is_dir():  # a folder cannot be replaced in one operation: the old one is moved away first
+        old = path.with_name(f".{path.name}.old")
+        remove(old)
+        os.replace(path, old)
+        os.replace(temporary, path)
+        remove(old)
+    else:
+        os.replace(temporary, path)
+    _sync(path.parent)
 
 
 def staging(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Treat a generator as a stochastic policy over tokens: sampling and scoring, shared by all families."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -88,6 +89,30 @@ class Generator(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """A function of logits, computed for some positions at a time."""
+
+    function: Callable[[Tensor, slice], Tensor]
+    """function of the logits (B, t, V) of some positions, and which these are, that returns (B, t)"""
+    positions: int
+    """number of positions at a time"""
+
+
+@runtime_checkable
+class ReducesLogits(Protocol):
+    """A generator that can return a function of its logits without holding all of them."""
+
+    reduces_logits: bool
+    """True"""
+
+    def logits(
+        self, inputs: Any, tokens: Int[Tensor, "B L"], settings: Settings, reduction: Reduction | None = None, /
+    ) -> Float[Tensor, "B L *V"]:
+        """Return guided logits of all units, teacher-forced, or a function of them (B, L)."""
+        ...
+
+
 class Policy:
     """The distribution of images that a generator and its sampling settings define.
 
@@ -95,8 +120,16 @@ class Policy:
     it was drawn from.
     """
 
-    def __init__(self, generator: Generator, settings: Settings | None = None):
-        self.generator = generator
+    def __init__(self, generator: Generator, settings: Settings | None = None, positions: int = 0):
+        """Define a policy.
+
+        Args:
+            generator: what draws.
+            settings: sampling settings.
+            positions: number of positions whose logits scoring holds at once, for a generator that `ReducesLogits`; 0
+                for all.
+        """
+        self.generator, self.positions = generator, positions
         self.settings = settings or Settings()
         for name in ("temperature", "top_k", "top_p", "guidance"):
             if getattr(self.settings, name) is not None:
@@ -130,12 +163,10 @@ class Policy:
         tokens, log_probs, entropies = [], [], []
         drawn = None
         for unit, unit_uniforms in enumerate(uniforms.split(generator.units, dim=1)):
-            logits = self._adjust(generator.step(state, drawn).float(), unit)
-            unit_log_probs = logits.log_softmax(-1)
-            drawn = inverse_cdf(unit_log_probs.exp(), unit_uniforms)
+            drawn, log_prob, entropy = self.choose(generator.step(state, drawn), unit, unit_uniforms)
             tokens.append(drawn)
-            log_probs.append(unit_log_probs.gather(-1, drawn[..., None])[..., 0])
-            entropies.append(entropy_of(unit_log_probs))
+            log_probs.append(log_prob)
+            entropies.append(entropy)
         return Rollout(
             request=request,
             tokens=torch.cat(tokens, dim=1),
@@ -143,14 +174,26 @@ class Policy:
             entropy=torch.cat(entropies, dim=1),
         )
 
+    def choose(
+        self, logits: Float[Tensor, "B u V"], unit: int, uniforms: Float[Tensor, "B u"]
+    ) -> tuple[Int[Tensor, "B u"], Float[Tensor, "B u"], Float[Tensor, "B u"]]:
+        """Draw the tokens of a unit from its guided logits; return them, their log-probabilities and the entropies."""
+        log_probs = self._adjust(logits.float(), unit).log_softmax(-1)
+        drawn = inverse_cdf(log_probs.exp(), uniforms)
+        return drawn, log_probs.gather(-1, drawn[..., None])[..., 0], entropy_of(log_probs)
+
     def log_probs(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return the log-probability (nats) of each token given the previous units; -inf if truncation removes it."""
-        logits = self._logits(request, tokens)
-        return -F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").unflatten(0, tokens.shape)
+
+        def log_probs(logits: Tensor, span: slice) -> Tensor:
+            drawn = tokens[:, span]
+            return -F.cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="none").unflatten(0, drawn.shape)
+
+        return self._score(request, tokens, log_probs)
 
     def entropy(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return the entropy (nats) of the distribution at each token, given the previous units."""
-        return entropy_of(self._logits(request, tokens).log_softmax(-1))
+        return self._score(request, tokens, lambda logits, span: entropy_of(logits.log_softmax(-1)))
 
     @torch.no_grad()
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
@@ -162,12 +205,24 @@ class Policy:
         parts = torch.arange(len(request)).split(batch_size)
         return torch.cat([self.decode(self.sample(request[i], seeds[i]).tokens).float() for i in parts])
 
-    def _logits(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L V"]:
-        generator, settings = self.generator, self.settings
-        logits = generator.logits(request.inputs.to(self.device), tokens, settings).float()
-        if not settings.truncates and not isinstance(settings.temperature, tuple):
-            return logits / settings.temperature  # all at once, since the settings are the same for all units
-        return torch.cat([self._adjust(part, i) for i, part in enumerate(logits.split(generator.units, dim=1))], dim=1)
+    def _score(
+        self, request: Request, tokens: Int[Tensor, "B L"], function: Callable[[Tensor, slice], Tensor]
+    ) -> Float[Tensor, "B L"]:
+        """Return a function of the logits at each token: all at once, or some positions at a time."""
+        generator, settings, inputs = self.generator, self.settings, request.inputs.to(self.device)
+        if not self.positions or settings.truncates:
+            return function(self._adjust_all(generator.logits(inputs, tokens, settings).float()), slice(None))
+        temperatures = torch.tensor(settings.at("temperature", len(generator.units)), device=self.device)
+        divisors = temperatures.repeat_interleave(torch.tensor(generator.units, device=self.device))[:, None]
+        reduction = Reduction(lambda logits, span: function(logits.float() / divisors[span], span), self.positions)
+        reducing: Any = generator  # ReducesLogits
+        return reducing.logits(inputs, tokens, settings, reduction)
+
+    def _adjust_all(self, logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
+        if not self.settings.truncates and not isinstance(self.settings.temperature, tuple):
+            return logits / self.settings.temperature  # all at once, since the settings are the same for all units
+        parts = logits.split(self.generator.units, dim=1)
+        return torch.cat([self._adjust(part, i) for i, part in enumerate(parts)], dim=1)
 
     def _adjust(self, logits: Float[Tensor, "B u V"], unit: int) -> Float[Tensor, "B u V"]:
         """Apply the temperature, then the truncation."""

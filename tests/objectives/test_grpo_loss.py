@@ -153,7 +153,7 @@ def test_without_a_reference_there_is_no_kl():
     assert stats.keys() == {"ratio_mean", "clip_fraction"}
     # With a reference, the KL is reported, but does not change the loss at weight 0.
     reported, with_kl = loss_of(GRPO(kl_weight=0.0), log_probs, old, golden["ref_logps"], advantages)
-    assert with_kl.keys() == {"kl", "ratio_mean", "clip_fraction"}
+    assert with_kl.keys() == {"kl", "kl_clamped", "ratio_mean", "clip_fraction"}
     assert with_kl["kl"] > 0
     torch.testing.assert_close(loss, reported, rtol=0, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_without_a_reference_there_is_no_kl():
 def test_stats_carry_no_gradient():
     log_probs = torch.zeros(2, 3, requires_grad=True)
     _, stats = loss_of(GRPO(), log_probs, torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2))
-    assert stats.keys() == {"kl", "ratio_mean", "clip_fraction"}
+    assert stats.keys() == {"kl", "kl_clamped", "ratio_mean", "clip_fraction"}
     assert not any(figure.requires_grad for figure in stats.values())
 
 
@@ -190,3 +190,16 @@ def test_config_errors(field: str, value: float):
     for objective in (GRPO, GDPO):
         with bad_input(f"objective.{field}", str(value)):
             objective(**options)
+
+
+def test_k3_does_not_overflow():
+    log_probs = torch.tensor([[-1.0, -21.0, -100.0]], requires_grad=True)
+    reference = torch.tensor([[-1.0, -1.5, -1.0]])
+    part = torch.tensor([[0.0, 19.5, 20.0]])  # log-ratios: the last of 99 is clamped
+    loss, stats = loss_of(GRPO(), log_probs, log_probs.detach(), reference, torch.zeros(1))
+    torch.testing.assert_close(stats["kl"], (part.expm1() - part).mean(), rtol=1e-6, atol=0)
+    assert stats["kl_clamped"].item() == pytest.approx(1 / 3)
+    loss.backward()
+    assert log_probs.grad is not None
+    expected = 0.2 / 3 * torch.tensor([0.0, 1 - math.exp(19.5), 0.0])
+    torch.testing.assert_close(log_probs.grad[0], expected, rtol=1e-5, atol=1e-6)

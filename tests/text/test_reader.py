@@ -39,7 +39,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Lengths]]:
 
 
 def test_captions_are_read_once_and_when_they_are_needed(loaded: list):
-    reader = CaptionReader("someone/t5", 2)
+    reader = CaptionReader("someone/t5", 2, 2)
     assert loaded == []
     inputs = reader.read(["a cat", "one red dog", "birds", "a cat"])
     ((name, longest, encoder),) = loaded
@@ -60,7 +60,7 @@ def test_captions_are_read_once_and_when_they_are_needed(loaded: list):
 
 
 def test_another_encoder_takes_the_place_of_the_first(loaded: list):
-    reader = CaptionReader("someone/t5", 2)
+    reader = CaptionReader("someone/t5", 2, 2)
     reader.read(["a cat"])
     reader.use("someone/else")
     assert reader.encoder == "someone/else"
@@ -69,7 +69,7 @@ def test_another_encoder_takes_the_place_of_the_first(loaded: list):
 
 
 def test_prepared_captions_come_from_disk(loaded: list, tmp_path: Path):
-    reader, told = CaptionReader("someone/t5", 5), []
+    reader, told = CaptionReader("someone/t5", 5, 2), []
     reader.prepare(["a cat", "birds", "a cat"], tmp_path, progress=lambda *done: told.append(done))
     ((_, _, encoder),) = loaded
     assert [sorted(captions) for captions in encoder.read] == [["a cat", "birds"]]
@@ -80,7 +80,7 @@ def test_prepared_captions_come_from_disk(loaded: list, tmp_path: Path):
     assert inputs.captions.features.tolist() == [[[0, 0], [5, 0]], [[1, 0], [3, 1]]]
     with bad_input("prompts", "'a dog'"):
         reader.read(["a dog"])
-    again = CaptionReader("someone/t5", 5)
+    again = CaptionReader("someone/t5", 5, 2)
     again.prepare(["birds", "a cat"], tmp_path)
     assert again.read(["birds"]).captions.features.tolist() == [[[5, 0]]]
     assert len(loaded) == 1
@@ -89,7 +89,7 @@ def test_prepared_captions_come_from_disk(loaded: list, tmp_path: Path):
 
 
 def test_word_vectors_need_no_preparation(tmp_path: Path):
-    reader = CaptionReader("word-vectors", 4)
+    reader = CaptionReader("word-vectors", 4, 64)
     reader.prepare(["a cat"], tmp_path)
     assert list(tmp_path.iterdir()) == []
     inputs = reader.read(["a red dog", "an apple"])

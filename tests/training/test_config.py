@@ -9,8 +9,9 @@ from errors import bad_input
 from run_folders import version_0_1
 from tiny import tiny_config
 
+from sfumato.engine.engine_config import at_least
 from sfumato.objectives import GDPO, GRPO, find_objective
-from sfumato.training.train_config import at_least, to_json, upgraded
+from sfumato.training.train_config import to_json, upgraded
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,7 @@ from sfumato.training.train_config import at_least, to_json, upgraded
         ({"top_p": 0.5}, "top_k", ("top_p",)),
         ({"learning_rate": float("nan")}, "learning_rate", ("nan",)),
         ({"max_grad_norm": -1.0}, "max_grad_norm", ("-1.0",)),
+        ({"reward_timeout": 0.0}, "reward_timeout", ("0.0", "above 0")),
         ({"max_unscored": 1.5}, "max_unscored", ("1.5",)),
         ({"reward": {}}, "reward", ()),
         ({"minibatch_size": 3}, "minibatch_size", ("3", "8")),
@@ -64,14 +66,15 @@ def test_options_of_objectives_that_are_refused(kind: type, options: dict[str, f
         kind(**options)
 
 
-@pytest.mark.parametrize(("processes", "field"), [(2, None), (4, "groups_per_step"), (3, "groups_per_step")])
-def test_number_of_processes(processes: int, field: str | None):
-    config = tiny_config("x")
-    if field is None:
-        config.validate(processes)
-        return
-    with bad_input(field, "2", str(processes)):
-        config.validate(processes)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_images(processes: int):
+    tiny_config("x").validate(processes)  # 8 images per step, 4 per minibatch
+
+
+@pytest.mark.parametrize(("processes", "field", "value"), [(3, "groups_per_step", "8"), (8, "minibatch_size", "4")])
+def test_processes_that_cannot_share_images(processes: int, field: str, value: str):
+    with bad_input(field, value, str(processes), "give"):
+        tiny_config("x").validate(processes)
 
 
 def test_frozen():

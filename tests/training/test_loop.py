@@ -23,7 +23,8 @@ def test_metrics_of_a_step(tiny_model: Path):
         "reward_mean", "reward_std", "reward/brightness", "kl", "entropy", "clip_fraction", "ratio_mean", "grad_norm",
         "images_per_second", "learning_rate", "equal_groups", "seconds/sample", "seconds/decode", "seconds/reward",
         "seconds/reference", "seconds/update", "unscored", "reward_std/brightness", "reward_correlation/brightness",
-        "mismatch",
+        "mismatch/mean", "mismatch/max", "mismatch/ratio", "kl_clamped", "ratio_mean/1", "ratio_mean/2",
+        "clip_fraction/1", "clip_fraction/2",
     } == set(metrics)  # fmt: skip
     assert all(math.isfinite(value) for value in metrics.values())
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))

@@ -105,8 +105,17 @@ def test_several_minibatches_are_several_updates(tiny_model: Path):
     each = [other.update(batch, credit, minibatch) for minibatch in minibatches]
     assert torch.equal(weights_of(one), weights_of(other))
     for name, value in stats.items():
-        expected = each[0][name] if name == "mismatch" else (each[0][name] + each[1][name]) / 2
+        metric, _, position = name.partition("/")
+        first, second = each[0].get(name), each[1].get(name)
+        if metric in ("ratio_mean", "clip_fraction") and position:
+            expected = each[int(position) - 1][metric]
+        else:
+            assert first is not None
+            assert second is not None
+            expected = first if metric == "mismatch" else (first + second) / 2
         assert value == pytest.approx(expected, rel=1e-6), name
+    assert stats["ratio_mean/1"] == pytest.approx(1.0, abs=1e-6)
+    assert abs(stats["ratio_mean/2"] - 1) > 1e-4
 
 
 def test_gradient_is_clipped(tiny_model: Path):
@@ -132,15 +141,18 @@ def test_mismatch_is_that_of_the_first_minibatch(tiny_model: Path):
     batch, credit = collected(trainer)
     first, second = torch.tensor([0, 3, 5, 6]), torch.tensor([1, 2, 4, 7])
     stats = trainer.engine.update(trainer.objective.loss, batch, credit, [first, second], 0.05)
-    assert stats["mismatch"] < 1e-5
+    assert stats["mismatch/mean"] <= stats["mismatch/max"] < 1e-5
+    assert stats["mismatch/ratio"] == pytest.approx(1.0, abs=1e-5)
     # The policy has changed since: the rollout's log-probabilities are of another one now.
     part = batch[first]
     with torch.no_grad():
         log_probs = trainer.policy.log_probs(part.rollout.request, part.rollout.tokens)
-    expected = (log_probs - part.rollout.log_probs).abs().mean().item()
-    assert expected > 0.01
+    change = log_probs - part.rollout.log_probs
+    assert change.abs().mean() > 0.01
     stats = trainer.update(batch, credit, first)
-    assert stats["mismatch"] == pytest.approx(expected, rel=1e-4)
+    assert stats["mismatch/mean"] == pytest.approx(change.abs().mean().item(), rel=1e-4)
+    assert stats["mismatch/max"] == pytest.approx(change.abs().max().item(), rel=1e-4)
+    assert stats["mismatch/ratio"] == pytest.approx(change.exp().mean().item(), rel=1e-4)
 
 
 def test_reference_never_changes(tiny_model: Path):
@@ -152,7 +164,7 @@ def test_reference_never_changes(tiny_model: Path):
     for step in range(2):
         trainer.step(step)
     assert (weights_of(trainer) - start).abs().max() > 1e-4
-    assert reference_of(trainer) is reference
+    assert reference_of(trainer).generator.network is network
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     learned = {id(p) for group in trainer.engine.optimizer.param_groups for p in group["params"]}
     assert learned == {id(p) for p in trainer.policy.generator.network.parameters()}
@@ -233,7 +245,7 @@ def test_an_engine_takes_up_what_it_has_saved(tiny_model: Path, tmp_path: Path):
     one, other = trainer_of(tiny_config(tiny_model)), trainer_of(tiny_config(tiny_model))
     batch, credit = collected(one)
     one.update(batch, credit, torch.arange(8))
-    one.engine.save(tmp_path / "saved")
+    one.engine.save(tmp_path / "saved")()
     other.engine.load(tmp_path / "saved")
     assert all(torch.equal(tensor, one.engine.weights()[name]) for name, tensor in other.engine.weights().items())
     for trainer in (one, other):  # the optimizer's moments are the same too

@@ -19,12 +19,14 @@ class Export:
     out: Path
     """folder to write"""
     format: str = "pth"
-    """file format: pth or safetensors"""
+    """file format: pth or safetensors, with adapters merged; or peft, for the adapters alone"""
+    weights: str | None = None
+    """ema for the moving average of the weights"""
 
     def __call__(self) -> int:
         from sfumato.families.library import export
 
-        for path in export(self.model, self.out, self.format):
+        for path in export(self.model, self.out, self.format, self.weights):
             Console().print(str(path), highlight=False, soft_wrap=True)
         return 0
 

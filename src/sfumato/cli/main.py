@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.cli.listing import check_known, list_choices
+from sfumato.engine.cause import BAD_INPUT, FINISHED, INTERRUPTED, cause_of, record_cause
 from sfumato.engine.memory import keep_freed_memory
-from sfumato.errors import UserError
+from sfumato.errors import SharedError, UserError
 from sfumato.experiments import EXPERIMENTS
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
-
-FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
-"""Exit statuses; a bug exits with 1."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class Command:
 
 COMMANDS = {
     "train": Command("align a generator with a reward (GRPO)", "recipe", TRAIN_RECIPES),
+    "plan": Command("tell whether a run fits its GPUs, before anything is loaded", "recipe", TRAIN_RECIPES),
+    "launch": Command("train with several processes, one per GPU, on one or several machines"),
     "pretrain": Command("train a generator or a classifier from scratch on images", "recipe", PRETRAIN_RECIPES),
     "evaluate": Command("measure models and images: accuracy, rewards, FID, diversity, entropy, prompt benchmarks"),
     "reproduce": Command(
@@ -89,16 +89,33 @@ def main(arguments: list[str] | None = None) -> int:
     Bad input prints one line; a bug shows its traceback. `SFUMATO_DEBUG=1` shows the traceback in both cases.
     """
     keep_freed_memory()
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    deadline = sys.modules.get("sfumato.rewards.deadline")
+    if deadline is not None and deadline.is_stuck():  # the interpreter would wait for threads of that reward
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit status."""
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
+        command = parse(arguments)
         return FINISHED if command is None else command()
     except UserError as error:
+        record_cause(cause_of(error))
         if os.environ.get("SFUMATO_DEBUG", "") not in ("", "0"):
             raise
-        print("sfumato:", " ".join(str(error).split()), file=sys.stderr)  # noqa: T201 (always one line)
+        # What all processes of a machine say together is printed once.
+        if not isinstance(error, SharedError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print("sfumato:", cause_of(error), file=sys.stderr)  # noqa: T201
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, e.g. `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINISHED
+    except Exception as error:
+        record_cause(cause_of(error))
+        raise

@@ -47,12 +47,18 @@ class Train:
 def parse(arguments: list[str]) -> Callable[[], int]:
     """Parse a recipe and the options that change it."""
     recipe, *rest = arguments
-    config = TRAIN_RECIPES[recipe].build()
-    name, rest = take_option("objective", "", renamed(rest, RENAMED))
-    if name:
-        config = with_objective(config, "grpo" if name == "sum" else name)  # version 0.1: --combine sum
+    config, rest = config_of(recipe, rest)
     defaults = Train(config=config, run_dir=Path(run_dir_of(recipe)))
     return parse_options(Train, f"train {recipe}", rest, defaults)
+
+
+def config_of(recipe: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """Return the config of a recipe with the objective that the arguments name, and the other arguments."""
+    config = TRAIN_RECIPES[recipe].build()
+    name, rest = take_option("objective", "", renamed(arguments, RENAMED))
+    if name:
+        config = with_objective(config, "grpo" if name == "sum" else name)  # version 0.1: --combine sum
+    return config, rest
 
 
 def with_objective(config: TrainConfig, name: str) -> TrainConfig:

@@ -65,7 +65,7 @@ def save_image_text(folder: Path, model: ImageTextModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config = {"family": "image-text", "shape": asdict(model.config)}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    write_tensors(folder / "image_text.safetensors", model, torch.float16)
+    write_tensors(folder / "image_text.safetensors", model.state_dict(), torch.float16)
 
 
 def load_image_text(folder: Path | None = None) -> ImageTextModel:

@@ -129,7 +129,7 @@ def save_classifier(folder: Path, classifier: Classifier | PatchClassifier) -> N
     family = next(name for name, (kind, _) in FAMILIES.items() if isinstance(classifier, kind))
     config = {"family": family, "shape": asdict(classifier.config), "class_names": classifier.class_names}
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    write_tensors(folder / "classifier.safetensors", classifier, torch.float16)
+    write_tensors(folder / "classifier.safetensors", classifier.state_dict(), torch.float16)
 
 
 def load_classifier(folder: Path | None = None) -> Classifier:

@@ -1,9 +1,12 @@
 """Files of training state in checkpoints, and a digest that distinguishes models."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from sfumato.errors import UserError
 from sfumato.files import write_atomically
@@ -38,3 +41,20 @@ def load_state(path: Path) -> dict:
         raise UserError(
             f"checkpoint: {path} is damaged ({reason}); delete it to resume from the previous checkpoint"
         ) from error
+
+
+class ShardWriter:
+    """Writer of distributed checkpoints: every process writes its own parts, in the background."""
+
+    def __init__(self):
+        self._group: Any = None
+
+    def save(self, state: dict[str, Any], folder: Path) -> Callable[[], object]:
+        """Copy the parts to host memory and start to write them; return a function that waits until all have."""
+        from torch.distributed.checkpoint import async_save
+
+        if self._group is None:
+            # The writing thread has a group of its own, because training sends messages at the same time.
+            self._group = dist.new_group(backend="gloo")
+        future = async_save(state, checkpoint_id=folder, process_group=self._group)
+        return future.result  # pyright: ignore[reportAttributeAccessIssue] (a response only for uploads)

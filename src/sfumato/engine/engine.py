@@ -1,6 +1,6 @@
 """The protocol of engines, which own the parameters."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sfumato.objectives import Credit
 from sfumato.policy import Policy
-from sfumato.rollout import Batch
+from sfumato.request import Request
+from sfumato.rollout import Batch, Rollout
 
 Loss = Callable[[Float[Tensor, "B L"], Batch, Credit], tuple[Float[Tensor, ""], dict[str, Tensor]]]
 """The `loss` method of an objective."""
@@ -29,12 +30,25 @@ class Engine(Protocol):
     scorer: Policy
     """policy for ratios and the KL: `policy` itself, or the same network with other settings (an ablation)"""
 
+    @property
+    def reference_beside(self) -> bool:
+        """Whether the reference may score in another thread while the policy draws."""
+        ...
+
     def reference(self) -> AbstractContextManager[Policy]:
         """Provide the frozen model as it was before training, with the scorer's settings.
 
         Raises:
             RuntimeError: no reference is kept, because the objective needs none.
         """
+        ...
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """Return a context for drawing images, in which every parameter is at hand."""
+        ...
+
+    def sample(self, request: Request, seeds: Int[Tensor, " B"]) -> Rollout:
+        """Draw as `policy.sample` does, in the way that suits the device; only in the `drawing` context."""
         ...
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -46,21 +60,23 @@ class Engine(Protocol):
         loss: Loss,
         batch: Batch,
         credit: Credit,
-        minibatches: Iterable[Int[Tensor, " M"]],
+        minibatches: Sequence[Int[Tensor, " M"]],
         learning_rate: float,
     ) -> dict[str, float]:
         """Make one optimizer update per minibatch; return the figures of the loss, averaged over the minibatches.
 
-        `mismatch` is among them: the mean absolute difference (nats) between the log-probabilities of the rollout and
-        those of the first minibatch, before any update.
+        Among them are `mismatch/mean` and `mismatch/max`, the absolute difference (nats) between the log-probabilities
+        of the rollout and those of the first minibatch, before any update, and `mismatch/ratio`, the mean ratio there.
 
         Raises:
             UserError: a gradient is not finite.
         """
         ...
 
-    def save(self, folder: Path, previous: Path | None = None) -> None:
-        """Write everything that `load` needs to a folder; its subfolder `model/` is a model folder.
+    def save(self, folder: Path, previous: Path | None = None) -> Callable[[], None]:
+        """Start to write everything that `load` needs to a folder; its subfolder `model/` is a model folder.
+
+        Returns a function that waits until everything is written. Training may go on meanwhile.
 
         Args:
             folder: an empty folder; created if it does not exist.
@@ -77,5 +93,5 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Return the network's tensors by name."""
+        """Return the network's tensors by name, whole."""
         ...

@@ -1,4 +1,4 @@
-"""Activation checkpointing: activations inside blocks are recomputed in the backward pass instead of kept."""
+"""How blocks run: recomputed in the backward pass instead of kept in memory, and compiled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +20,16 @@ def recompute_blocks(blocks: Sequence[nn.Module], every: int) -> None:
     """
     for block in blocks[::every]:
         block.forward = _recomputed(block.forward)
+
+
+def compile_blocks(blocks: Sequence[nn.Module], backend: str = "inductor") -> None:
+    """Let `torch.compile` fuse the kernels of each of these blocks; equal blocks share their compiled code.
+
+    Sizes are compiled in: next-scale models have one for each scale. Call this after `recompute_blocks`.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for block in blocks:
+        block.forward = torch.compile(block.forward, backend=backend, fullgraph=True, dynamic=False)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from sfumato.data.images import find_images
+from sfumato.engine.precision import Precision
 from sfumato.errors import UserError
 from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, Images, StoredImages, by_number
 from sfumato.evaluation.named_files import TEXT_ENCODER
-from sfumato.families.library import find_model, load_generator, locate, releases
+from sfumato.families.library import AVERAGE, find_model, load_generator, locate, releases
 from sfumato.files import state
 from sfumato.plugins import is_path
 from sfumato.policy import Generator, Policy
@@ -28,6 +29,8 @@ class Drawing(SettingsOptions):
     """seed of the first image; the n-th image has seed + n"""
     batch_size: int = 64
     """number of images that are drawn and measured at once"""
+    precision: Precision = "auto"
+    """precision of the model's arithmetic; auto is bf16 on a GPU and fp32 on the CPU"""
     weights: Path | None = None
     """file with a released transformer"""
     tokenizer: Path | None = None
@@ -93,9 +96,12 @@ class Target:
             return f"{self.name} {state(file)}"
         if self.has_images and path.is_dir():
             return state(path)
-        parts = ("transformer.safetensors", "config.json")  # the config contains the sampling settings
-        files = [path] if self.has_images else [locate(self.name) / part for part in parts]
-        return " ".join(map(state, files))
+        files = [path]
+        if not self.has_images:
+            model = locate(self.name)
+            networks = [*sorted(model.glob("transformer*")), *sorted(model.glob("adapter*")), model.parent / "shards"]
+            files = [*networks, model / "config.json"]  # the config contains the sampling settings
+        return " ".join(state(file) for file in files if file.exists())
 
     def policy(self, drawing: Drawing) -> Policy:
         """Load the model as a policy.
@@ -105,7 +111,9 @@ class Target:
         """
         if self.has_images:
             raise UserError(f"target: {self.name} is a set of images, and this suite needs a model; give a model")
-        weights, tokenizer = (drawing.weights, drawing.tokenizer) if self.name in releases() else (None, None)
+        weights, tokenizer = drawing.weights, drawing.tokenizer
+        if self.name not in releases():  # one target of several may be a release
+            weights, tokenizer = weights if str(weights) == AVERAGE else None, None
         generator = load_generator(self.name, weights=weights, tokenizer=tokenizer, device=self.device)
         if drawing.text_encoder is not None and isinstance(generator, ReadsCaptions):
             generator.reader.use(drawing.text_encoder)
@@ -127,4 +135,4 @@ class Target:
         policy = self.policy(drawing)
         words = ask(policy.generator)
         seeds = torch.arange(drawing.seed, drawing.seed + len(words))
-        return DrawnImages(policy, words, seeds, self.folder / "images", place)
+        return DrawnImages(policy, words, seeds, self.folder / "images", place, drawing.precision)

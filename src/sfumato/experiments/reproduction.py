@@ -102,9 +102,9 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
 
 
 def folder_name(config: TrainConfig) -> str:
-    """Return a folder name from the model, the rewards and a digest of all settings except the device, so that the same
-    run has the same folder."""
-    settings = {**to_json(config), "device": None}
+    """Return a folder name from the model, the rewards and a digest of all settings except the devices, so that the
+    same run has the same folder."""
+    settings = {**to_json(config), "device": None, "reward_device": None}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     rewards = re.sub(r"[^a-z0-9]+", "-", " ".join(config.reward).lower()).strip("-")
     return f"{Path(config.model).name}-{rewards[:40].strip('-')}-{digest}"

@@ -26,6 +26,8 @@ class Release:
     """arguments of the family's `read` that cannot be inferred from tensor shapes"""
     facts: Mapping[str, object]
     """result of the family's `inspect` for the correct file"""
+    shape: Mapping[str, Any]
+    """argument of the family's `build` for the same network and tokenizer, to plan a run without the files"""
     settings: Settings
     """sampling settings of the authors' own evaluations"""
     class_names: Callable[[], Sequence[str]] = imagenet_class_names
@@ -59,6 +61,8 @@ class Family:
     """published checkpoints by name"""
     blocks: Callable[[Any], Sequence[nn.Module]] = lambda network: ()
     """return a network's blocks in order, whose activations can be recomputed"""
+    lora_targets: tuple[str, ...] = ()
+    """last parts of the names of the linear layers that get low-rank adapters"""
     network_shape: Any = None
     """dataclass that describes the network's shape, for pre-training"""
     tokenizer_shape: Any = None

@@ -1,8 +1,12 @@
-"""Model folders: `config.json` (shape and card), `transformer.safetensors` (the network), `tokenizer.safetensors`."""
+"""Model folders: `config.json` (shape and card), `transformer.safetensors` (the network), `tokenizer.safetensors`.
+
+A checkpoint may have adapters instead of the network, and averages of either under a name that ends in `_ema`.
+"""
 
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.adapters import Adapter
 from sfumato.files import write_text
 from sfumato.policy import Card, Generator
 from sfumato.settings import Settings
@@ -33,6 +38,8 @@ def write_folder(
     shape: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
     tokenizer: Path | None = None,
+    parts: Mapping[str, Mapping[str, Tensor]] | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write a model folder.
 
@@ -43,6 +50,8 @@ def write_folder(
         dtype: type of the floating-point weights in the files.
         tokenizer: existing file with the tokenizer's weights in this type; it is linked instead of written again,
             because the tokenizer is frozen.
+        parts: tensors to write instead of the network's, by file name without extension.
+        adapter: description of the adapters, if the tensors are those of adapters.
     """
     folder.mkdir(parents=True, exist_ok=True)
     card = generator.card
@@ -52,12 +61,14 @@ def write_folder(
         "settings": dataclasses.asdict(card.settings),
         "judge": card.judge,
         "class_names": card.class_names,
+        **({} if adapter is None else {"adapter": dataclasses.asdict(adapter)}),
     }
     write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    write_tensors(folder / "transformer.safetensors", generator.network, dtype)
+    for name, tensors in ({"transformer": generator.network.state_dict()} if parts is None else parts).items():
+        write_tensors(folder / f"{name}.safetensors", tensors, dtype)
     place = folder / "tokenizer.safetensors"
     if tokenizer is None or not link(tokenizer, place):
-        write_tensors(place, generator.tokenizer, dtype)
+        write_tensors(place, generator.tokenizer.state_dict(), dtype)
 
 
 def link(source: Path, target: Path) -> bool:
@@ -69,10 +80,9 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
-def write_tensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
-    """Write a module's tensors as safetensors, with the floating-point ones in this type."""
-    tensors = {name: cast(tensor, dtype) for name, tensor in module.state_dict().items()}
-    safetensors.torch.save_file(tensors, path)
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors as safetensors, with the floating-point ones in this type."""
+    safetensors.torch.save_file({name: cast(tensor, dtype) for name, tensor in tensors.items()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -86,6 +96,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model: {path} cannot be read ({reason}); it may be truncated; copy it again") from error
+
+
+def read_shards(folder: Path, kind: str, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read the whole tensors of a distributed checkpoint, in this process alone.
+
+    Args:
+        folder: the checkpoint's folder, with one file for each process that wrote it.
+        kind: "network", or "ema" for the averages.
+        like: a tensor of the right shape and type for each name.
+
+    Raises:
+        UserError: a file is missing or damaged, or there is no such tensor.
+    """
+    state = {kind: {name: torch.empty_like(tensor, device="cpu") for name, tensor in like.items()}}
+    load_shards(state, folder)
+    return state[kind]
+
+
+def load_shards(state: dict[str, Any], folder: Path, *, together: bool = False) -> None:
+    """Read a distributed checkpoint into the tensors of a state, in place, however many processes wrote it.
+
+    Args:
+        state: nested dict of tensors, whole or sharded.
+        folder: the checkpoint's folder.
+        together: whether all processes call this, for their own parts.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor is not in the checkpoint.
+    """
+    from torch.distributed.checkpoint import load
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            load(state, checkpoint_id=folder, no_dist=not together)
+    except Exception as error:  # whatever a damaged file leads to; the cause is kept
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint: {folder} cannot be read ({reason}); use another checkpoint") from error
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

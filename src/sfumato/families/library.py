@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -11,12 +11,21 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.families import llamagen, var
+from sfumato.families.adapters import Adapter, merged, write_peft
 from sfumato.families.family import Family, Release
-from sfumato.families.folder import card_from, load_weights, read_config, read_tensors, write_folder
+from sfumato.families.folder import (
+    card_from,
+    load_weights,
+    read_config,
+    read_shards,
+    read_tensors,
+    shape_from,
+    write_folder,
+)
 from sfumato.families.published import StateDict, read_state_dict
 from sfumato.plugins import is_path, load_object
 from sfumato.policy import Card, Generator, Policy
@@ -25,6 +34,8 @@ from sfumato.text.reader import ReadsCaptions
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (var.FAMILY, llamagen.FAMILY)}
 """Built-in families by name."""
+AVERAGE = "ema"
+"""Given as `weights`: the moving average of the weights of a run."""
 ENTRY_POINTS = "sfumato.families"
 """Entry-point group in which an installed package registers its own `Family`."""
 
@@ -93,7 +104,8 @@ def load(
     Args:
         name_or_path: a bundled generator ("emoji-var"), a run folder or checkpoint that Sfumato wrote, a released
             checkpoint ("var-d16", "llamagen-b-256", ...), OWNER/NAME on the hub, or path/to/family.py:build.
-        weights: file of a released network; by default the file is downloaded through `huggingface_hub`.
+        weights: file of a released network; by default the file is downloaded through `huggingface_hub`. For a run,
+            "ema" is the moving average of its weights.
         tokenizer: file of a released tokenizer; by default the file is downloaded through `huggingface_hub`.
         guidance: strength of classifier-free guidance, as the family's authors define it: VAR adds g times the
             difference of conditional and unconditional logits, with g increasing over the scales; LlamaGen multiplies
@@ -140,9 +152,12 @@ def load_generator(
             read_state_dict(weights or _fetch(release.repository, release.weights, "weights")),
             read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer")),
         )
+    elif weights is not None and str(weights) == AVERAGE:
+        generator = load_model(locate(name), averaged=True)
     elif weights is not None or tokenizer is not None:
         raise UserError(
-            f"weights: weight files are only for released models ({', '.join(published)}), not for {name!r}"
+            f"weights: weight files are only for released models ({', '.join(published)}), not for {name!r}; "
+            f"a run may have {AVERAGE}"
         )
     elif is_path(name):
         generator = with_family(find_family(name).build({}), _absolute(name))
@@ -215,7 +230,7 @@ def locate(name: str) -> Path:
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         from huggingface_hub import snapshot_download
 
-        patterns = ["config.json", "transformer.safetensors", "tokenizer.safetensors"]
+        patterns = ["config.json", "*.safetensors"]
         with _hub_errors("model", f"{name} is not a folder here and"):
             path = Path(snapshot_download(name, allow_patterns=patterns))
     return find_model(path)
@@ -227,38 +242,88 @@ def find_model(path: Path) -> Path:
     Raises:
         UserError: there is no model folder.
     """
-    if (path / "transformer.safetensors").is_file():
+    if holds_model(path):
         return path
     candidates = [*sorted((path / "checkpoints").glob("step-*")), path / "model"]
     for candidate in reversed([c / "model" if (c / "model").is_dir() else c for c in candidates]):
-        if (candidate / "transformer.safetensors").is_file():
+        if holds_model(candidate):
             return candidate
     known = ", ".join([*bundled_models(), *releases()])
     raise UserError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
 
 
+def holds_model(path: Path) -> bool:
+    """Return whether a folder is a model folder: it has a network, adapters, or belongs to a sharded checkpoint."""
+    files = [path / "transformer.safetensors", path / "adapter.safetensors", path.parent / "shards/.metadata"]
+    return (path / "config.json").is_file() and any(file.is_file() for file in files)
+
+
 def save_model(
-    folder: Path, generator: Generator, dtype: torch.dtype = torch.float32, tokenizer: Path | None = None
+    folder: Path,
+    generator: Generator,
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Path | None = None,
+    parts: Mapping[str, Mapping[str, Tensor]] | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write a model folder; see `sfumato.families.folder.write_folder`."""
     shape = find_family(generator.card.family).describe(generator)
-    write_folder(folder, generator, shape, dtype, tokenizer)
+    write_folder(folder, generator, shape, dtype, tokenizer, parts, adapter)
 
 
-def load_model(folder: Path) -> Generator:
-    """Read a model folder; weights are converted to float32.
+def load_model(folder: Path, *, averaged: bool = False) -> Generator:
+    """Read a model folder; weights are converted to float32, and adapters are merged into their base.
+
+    Args:
+        folder: the model folder.
+        averaged: whether to read the moving average of the weights.
 
     Raises:
-        UserError: a file is missing or damaged, or the family is unknown.
+        UserError: a file is missing or damaged, there is no average, or the family is unknown.
     """
     config = _read_generator(folder)
     family = find_family(config["family"])
     generator = family.build(config)
     generator.card = card_from(config)
-    for part, module in (("tokenizer", generator.tokenizer), ("transformer", generator.network)):
-        file = folder / f"{part}.safetensors"
-        load_weights(module, read_tensors(file), file)
+    file = folder / "tokenizer.safetensors"
+    load_weights(generator.tokenizer, read_tensors(file), file)
+    file = folder / "transformer.safetensors"
+    tensors = _network_tensors(folder, config, generator.network, averaged)
+    load_weights(generator.network, tensors, file if file.is_file() else folder)
     return generator
+
+
+def _network_tensors(
+    folder: Path, config: Mapping[str, Any], network: nn.Module, averaged: bool
+) -> Mapping[str, Tensor]:
+    """Return the tensors of a model folder's network: from its own file, or base and adapters, or shards."""
+    suffix, shards, own = "_ema" if averaged else "", folder.parent / "shards", network.state_dict()
+    stem = "adapter" if "adapter" in config else "transformer"
+    if stem == "transformer" and shards.is_dir():
+        tensors = read_shards(shards, "network", own)
+        if not averaged:
+            return tensors
+        trained = {name: own[name] for name, _ in network.named_parameters()}
+        return {**tensors, **read_shards(shards, "ema", trained)}
+    file = folder / f"{stem}{suffix}.safetensors"
+    if averaged and not file.is_file():
+        raise UserError(f"weights: {folder} has no average of its weights; train with --ema-decay, or omit --weights")
+    tensors = read_tensors(file)
+    if stem == "transformer":
+        return tensors
+    adapter = shape_from(Adapter, config["adapter"])
+    base = load_generator(adapter.base["model"] or "", weights=adapter.base["weights"])
+    return merged(base.network.state_dict(), tensors, adapter)
+
+
+def base_of(name_or_path: str, weights: str | None, tokenizer: str | None) -> dict[str, str | None]:
+    """Return arguments of `load_generator` that load the same model from any folder, for adapters to refer to."""
+    files = {"weights": weights, "tokenizer": tokenizer}
+    absolute = {name: file and str(Path(file).resolve()) for name, file in files.items()}
+    path = Path(name_or_path)
+    if path.exists() and name_or_path not in {**bundled_models(), **releases()} and not is_path(name_or_path):
+        return {"model": str(find_model(path).resolve()), **absolute}
+    return {"model": _absolute(name_or_path) if is_path(name_or_path) else name_or_path, **absolute}
 
 
 def _read_generator(folder: Path) -> dict[str, Any]:
@@ -284,32 +349,36 @@ def read_card(name_or_path: str) -> Card:
     return card_from(_read_generator(locate(name_or_path)))
 
 
-def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Path]:
-    """Write network and tokenizer with the published names; returns the paths of the files.
+def export(name_or_path: str, folder: Path, file_format: str = "pth", weights: str | None = None) -> list[Path]:
+    """Write network and tokenizer with the published names, or adapters in peft's format; returns the files.
 
     Args:
         name_or_path: a bundled model, run folder or checkpoint.
         folder: where to write; existing files are not overwritten.
-        file_format: "pth" (for the original code) or "safetensors".
+        file_format: "pth" (for the original code) or "safetensors", with adapters merged; or "peft" for adapters alone.
+        weights: "ema" for the moving average of the weights.
 
     Raises:
-        UserError: the format is unknown, a file exists, or the model has no published format.
+        UserError: the format is unknown, a file exists, or the model has no published format, average or adapters.
     """
-    if file_format not in ("pth", "safetensors"):
-        raise UserError(f"format: {file_format!r} is unknown; give pth or safetensors")
+    if file_format not in ("pth", "safetensors", "peft"):
+        raise UserError(f"format: {file_format!r} is unknown; give pth, safetensors or peft")
+    if weights not in (None, AVERAGE):
+        raise UserError(f"weights: {weights!r} is not part of a run; give {AVERAGE}, or omit it")
     if name_or_path in releases():
         raise UserError(
             f"model: {name_or_path} is already in its published format; give a run folder or a model of your own"
         )
-    generator = load_model(locate(name_or_path))
+    model, averaged = locate(name_or_path), weights == AVERAGE
+    if file_format == "peft":
+        return _export_adapters(model, folder, averaged)
+    generator = load_model(model, averaged=averaged)
     family = find_family(generator.card.family)
     if family.write is None:
         raise UserError(f"model: the family {family.name} has no published format; use the model folder itself")
     state_dicts = family.write(generator)
     files = {name: folder / f"{name}.{file_format}" for name in state_dicts}
-    for file in files.values():
-        if file.exists():
-            raise UserError(f"out: {file} exists; choose another folder or remove it")
+    _check_absent(files.values())
     folder.mkdir(parents=True, exist_ok=True)
     for name, file in files.items():
         tensors = {key: tensor.contiguous() for key, tensor in state_dicts[name].items()}
@@ -318,6 +387,24 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth") -> list[Pa
         else:
             safetensors.torch.save_file(tensors, file)
     return list(files.values())
+
+
+def _export_adapters(model: Path, folder: Path, averaged: bool) -> list[Path]:
+    config = _read_generator(model)
+    if "adapter" not in config:
+        raise UserError(f"format: {model} has no adapters to export as peft; give pth or safetensors")
+    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    _check_absent(files)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = read_tensors(model / ("adapter_ema.safetensors" if averaged else "adapter.safetensors"))
+    write_peft(folder, tensors, shape_from(Adapter, config["adapter"]))
+    return files
+
+
+def _check_absent(files: Iterable[Path]) -> None:
+    for file in files:
+        if file.exists():
+            raise UserError(f"out: {file} exists; choose another folder or remove it")
 
 
 def _absolute(name: str) -> str:

@@ -1,7 +1,7 @@
 """Memory for decoding with attention, shared by the transformers of all families."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -18,30 +18,32 @@ class KeyValueCache:
     def __init__(self, length: int):
         self.capacity = length
         self.length = 0
-
-    @property
-    def batch(self) -> int:
-        """Number of rows in the cache."""
-        return len(self.keys)
+        self.batch = 0
+        """number of rows in use"""
 
     def keep(self, rows: int) -> None:
         """Keep only the first `rows` rows."""
-        self.keys, self.values = self.keys[:rows], self.values[:rows]
+        self.batch = rows
+
+    def clear(self) -> None:
+        """Forget everything, but keep the memory for as many rows of the same type."""
+        self.length = 0
 
     def append(
         self, keys: Float[Tensor, "B H T d"], values: Float[Tensor, "B H T d"]
     ) -> tuple[Float[Tensor, "B H N d"], Float[Tensor, "B H N d"]]:
         """Add T positions; returns keys and values of all N positions so far (views, not copies)."""
         if not self.length:
-            batch, num_heads, _, width = keys.shape
-            # Zeros, because `put` makes all positions visible to the attention kernel, and masks those to come.
-            self.keys = keys.new_zeros(batch, num_heads, self.capacity, width)
-            self.values = values.new_zeros(batch, num_heads, self.capacity, width)
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length : end] = keys
-        self.values[:, :, self.length : end] = values
+            self.batch, num_heads, _, width = keys.shape
+            if not hasattr(self, "keys"):
+                # Zeros, because `put` makes all positions visible to the attention kernel, and masks those to come.
+                self.keys = keys.new_zeros(self.batch, num_heads, self.capacity, width)
+                self.values = values.new_zeros(self.batch, num_heads, self.capacity, width)
+        rows, end = self.batch, self.length + keys.shape[2]
+        self.keys[:rows, :, self.length : end] = keys
+        self.values[:rows, :, self.length : end] = values
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def put(
         self, keys: Float[Tensor, "B H 1 d"], values: Float[Tensor, "B H 1 d"], slot: "Slot"
@@ -50,9 +52,10 @@ class KeyValueCache:
 
         No number in Python changes, so a compiled or recorded step serves many positions.
         """
-        self.keys.index_copy_(2, slot.position, keys)
-        self.values.index_copy_(2, slot.position, values)
-        return self.keys[:, :, : slot.end], self.values[:, :, : slot.end]
+        held, held_values = self.keys[: len(keys)], self.values[: len(keys)]
+        held.index_copy_(2, slot.position, keys)
+        held_values.index_copy_(2, slot.position, values)
+        return held[:, :, : slot.end], held_values[:, :, : slot.end]
 
 
 class Slot:
@@ -61,10 +64,10 @@ class Slot:
     Attributes:
         position: its position, as a tensor of one element.
         end: number of positions that the attention kernel reads.
-        mask: True for those that the token may attend to, (R or 1, 1, 1, end); None if it may attend to all.
+        mask: added to the scores, (R or 1, 1, 1, end): 0 or -inf; None if the token may attend to all positions.
     """
 
-    def __init__(self, position: Int[Tensor, "1"], end: int, mask: Bool[Tensor, "#R 1 1 N"] | None):
+    def __init__(self, position: Int[Tensor, "1"], end: int, mask: Float[Tensor, "#R 1 1 N"] | None):
         self.position, self.end, self.mask = position, end, mask
 
 

@@ -3,12 +3,16 @@
 from jaxtyping import Float
 from torch import Tensor
 
+LARGEST = 20.0
+"""Log-ratio (nats) at which the estimate stops growing: exp(20) = 5e8. In float32 it would overflow at 88."""
+
 
 def k3_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
     """Return Schulman's k3 estimate of KL(policy || reference) for each token.
 
     The estimate is exp(d) - d - 1, where d is the log-probability under the reference minus that under the policy. It
-    is unbiased for tokens drawn from the policy, and never negative.
+    is unbiased for tokens drawn from the policy, and never negative. Where d exceeds `LARGEST`, which happens to tokens
+    that the policy has made nearly impossible, the estimate is that of `LARGEST`, without a gradient.
     """
-    difference = reference_log_probs - log_probs
+    difference = (reference_log_probs - log_probs).clamp_max(LARGEST)
     return difference.expm1() - difference

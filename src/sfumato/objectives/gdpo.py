@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.objectives.advantages import decoupled_advantages
-from sfumato.objectives.grpo import check_options, clipped_loss
+from sfumato.objectives.grpo import check_options, clipped_loss, credit_of
 from sfumato.objectives.objective import Credit
 from sfumato.rollout import Batch
 
@@ -20,6 +20,8 @@ class GDPO:
     """epsilon: the ratio is clipped to between 1 - epsilon and 1 + epsilon"""
     kl_weight: float = 0.2
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
+    skip_equal_groups: bool = True
+    """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
         check_options(self.clip, self.kl_weight)
@@ -35,7 +37,7 @@ class GDPO:
         weights = batch.rewards.new_tensor([batch.weights[name] for name in counted])
         scores = torch.stack([batch.scores[name] for name in counted])
         advantages, equal = decoupled_advantages(scores, weights, batch.group_size)
-        return Credit(weights=advantages[:, None], metrics={"equal_groups": equal.float().mean().item()})
+        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.divergences import k3_divergence
+from sfumato.objectives.divergences import LARGEST, k3_divergence
 from sfumato.objectives.objective import Credit
 from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens
 from sfumato.rollout import Batch
@@ -23,6 +23,8 @@ class GRPO:
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
     report_kl: bool = False
     """keep the reference and log the KL, even if the KL has weight 0"""
+    skip_equal_groups: bool = True
+    """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
         check_options(self.clip, self.kl_weight)
@@ -35,7 +37,7 @@ class GRPO:
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 1)."""
         advantages, equal = group_advantages(batch.rewards, batch.group_size)
-        return Credit(weights=advantages[:, None], metrics={"equal_groups": equal.float().mean().item()})
+        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
@@ -56,6 +58,21 @@ def check_options(clip: float, kl_weight: float) -> None:
         raise UserError(f"objective.kl_weight: {kl_weight} is negative; give 0 or more")
 
 
+def credit_of(advantages: Float[Tensor, " B"], equal: Bool[Tensor, " N"], *, skip: bool) -> Credit:
+    """Return advantages as credit for all tokens of each image.
+
+    Args:
+        advantages: one per image.
+        equal: whether the rewards of each of N groups are equal, for the log.
+        skip: whether images without an advantage have no effect on the gradient.
+    """
+    return Credit(
+        weights=advantages[:, None],
+        taught=advantages != 0 if skip else None,
+        metrics={"equal_groups": equal.float().mean().item()},
+    )
+
+
 def clipped_loss(
     log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit, clip: float, kl_weight: float
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -64,7 +81,8 @@ def clipped_loss(
     All images have the same number of tokens, so the mean over tokens is also the mean of the means per image.
 
     Returns:
-        The loss, and means over the tokens: the ratio, the share of tokens whose gradient is clipped, and the KL.
+        The loss, and means over the tokens: the ratio, the share of tokens whose gradient is clipped, the KL, and the
+        share of tokens whose KL is clamped.
     """
     loss = -clipped_surrogate(log_probs, part.rollout.log_probs, credit.weights, clip)
     ratio = (log_probs.detach() - part.rollout.log_probs).exp()
@@ -72,5 +90,6 @@ def clipped_loss(
     if part.reference_log_probs is not None:
         kl = k3_divergence(log_probs, part.reference_log_probs)
         loss = kl_weight * kl + loss
-        stats = {"kl": kl.detach().mean(), **stats}
+        clamped = part.reference_log_probs - log_probs.detach() > LARGEST
+        stats = {"kl": kl.detach().mean(), "kl_clamped": clamped.float().mean(), **stats}
     return loss.mean(), stats

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.request import Index
@@ -17,6 +17,8 @@ class Credit:
 
     weights: Float[Tensor, "B #L"]
     """one weight per token, or (B, 1): one for all tokens of an image; 0 leaves the probability unchanged"""
+    taught: Bool[Tensor, " B"] | None = None
+    """False for images without any effect on the loss's gradient, whose pass can be skipped; None if there are none"""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """values to log"""
 

@@ -4,7 +4,9 @@ from sfumato.engine.engine_config import EngineConfig
 from sfumato.training.train_config import TrainConfig
 
 MICRO_BATCH = {16: 32, 20: 16, 24: 16, 30: 8, 36: 2}
-"""Number of images per forward and backward pass, by depth."""
+"""Number of images per forward and backward pass, by depth, which fits an 80 GB GPU (`sfumato plan`)."""
+SAMPLE_BATCH = {16: 64, 20: 64, 24: 64, 30: 64, 36: 32}
+"""Number of images drawn at once."""
 
 
 def var_recipe(depth: int, reward: str) -> TrainConfig:
@@ -12,5 +14,6 @@ def var_recipe(depth: int, reward: str) -> TrainConfig:
     return TrainConfig(
         model=f"var-d{depth}",
         reward={reward: 1.0},
+        sample_batch_size=SAMPLE_BATCH[depth],
         engine=EngineConfig(micro_batch_size=MICRO_BATCH[depth], precision="bf16"),
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.request import Words
+from sfumato.rewards.deadline import Deadline, OverdueError
 
 
 @runtime_checkable
@@ -73,15 +74,17 @@ class WeightedSum:
     """A weighted sum of rewards by name, each with its weight, scale and offset."""
 
     parts: Mapping[str, Part]
+    deadline: Deadline | None = None
+    """time limit of every call of a part; None for no limit"""
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
         """Return the weighted sum, and the scores of every part with scale and offset but without weight.
 
         Raises:
-            RewardError: a part raised an exception, or its scores have the wrong shape or are infinite; the message
-                names it.
+            RewardError: a part raised an exception or took too long, or its scores have the wrong shape or are
+                infinite; the message names it.
         """
-        scores = {name: part.adjust(score(name, part.reward, images, words)) for name, part in self.parts.items()}
+        scores = {name: part.adjust(self._score(name, images, words)) for name, part in self.parts.items()}
         return self.total(scores), scores
 
     def total(self, scores: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
@@ -108,7 +111,7 @@ class WeightedSum:
     def with_thresholds(self, thresholds: Mapping[str, Sequence[float]]) -> "WeightedSum":
         """Return the same sum with these thresholds for the named parts."""
         measured = {name: replace(self.parts[name], thresholds=tuple(values)) for name, values in thresholds.items()}
-        return WeightedSum({**self.parts, **measured})
+        return replace(self, parts={**self.parts, **measured})
 
     def measure_thresholds(self, images: Float[Tensor, "B 3 H W"], words: Words) -> dict[str, tuple[float, ...]]:
         """Return thresholds that divide the scores of these images equally among the levels (three levels: terciles).
@@ -118,7 +121,7 @@ class WeightedSum:
         """
         thresholds = {}
         for name in self.without_thresholds():
-            scores = score(name, self.parts[name].reward, images, words)
+            scores = self._score(name, images, words)
             known = scores[~scores.isnan()]
             if not len(known):
                 raise RewardError(f"reward {name!r} scores none of {len(images)} images; give its thresholds")
@@ -141,17 +144,28 @@ class WeightedSum:
                     f"max_unscored {max_unscored}{f' ({reason})' if reason else ''}; fix it, or raise max_unscored"
                 )
 
+    def _score(self, name: str, images: Tensor, words: Words) -> Float[Tensor, " B"]:
+        return score(name, self.parts[name].reward, images, words, self.deadline)
+
 
 @torch.no_grad()
-def score(name: str, reward: Reward, images: Tensor, words: Words) -> Float[Tensor, " B"]:
+def score(
+    name: str, reward: Reward, images: Tensor, words: Words, deadline: Deadline | None = None
+) -> Float[Tensor, " B"]:
     """Return the scores of one reward as float32 on the images' device, after checking them.
 
     Raises:
-        RewardError: the reward raised an exception, or its scores have the wrong shape or are infinite; the message
-            names it.
+        RewardError: the reward raised an exception or took too long, or its scores have the wrong shape or are
+            infinite; the message names it.
     """
+    words = words.to(images.device)
     try:
-        scores = reward(images, words.to(images.device))
+        scores = reward(images, words) if deadline is None else deadline.call(reward, images, words)
+    except OverdueError as error:
+        assert deadline is not None
+        raise RewardError(
+            f"reward {name!r} did not return within {deadline.seconds:g} s; fix it, or raise reward_timeout"
+        ) from error
     except Exception as error:  # user code can raise anything; the cause is kept
         raise RewardError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(scores, Tensor) or scores.shape != (len(images),):

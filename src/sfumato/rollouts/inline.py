@@ -7,16 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data.classes import WordsSampler
 from sfumato.engine.engine import Engine
 from sfumato.engine.process import Process
+from sfumato.engine.streams import submit_beside
 from sfumato.engine.timing import PhaseTimer
+from sfumato.policy import Policy
 from sfumato.request import Request
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
-from sfumato.rollout import Batch, concatenate
+from sfumato.rollout import Batch, Rollout, concatenate
 
 Result = TypeVar("Result")
 
@@ -40,6 +43,10 @@ class InlineRollouts:
     """largest share of the images that a reward may leave without a score"""
     needs_reference: bool
     """whether the reference scores the tokens too"""
+    scoring_size: int
+    """number of images that the reference scores at once"""
+    rescore: bool = False
+    """whether to replace the log-probabilities of drawing by those of scoring"""
     overlap: bool = False
     """whether to score one part while the next is drawn"""
 
@@ -47,37 +54,52 @@ class InlineRollouts:
         """Draw, decode and score a batch, and score its tokens with the reference if the objective needs one.
 
         Raises:
-            RewardError: a reward failed, or left too many images without a score.
+            UserError: a reward failed on any process, or left too many images without a score. All processes raise it.
         """
         words = self.sampler.next(self.groups, rng).repeat(self.group_size)
         seeds = torch.randint(2**62, (len(words),), generator=rng)
-        return self.collect(self.engine.policy.request(words).to(self.process.device), seeds, timer)
+        with self.process.together():
+            request = self.engine.policy.request(words).to(self.process.device)
+        return self.collect(request, seeds, timer)
 
     @torch.no_grad()
     def collect(self, request: Request, seeds: Tensor, timer: PhaseTimer) -> Batch:
         """Draw and score one image per request; the images of a group are adjacent."""
-        policy, scorer, process = self.engine.policy, self.engine.scorer, self.process
-        autocast = self.engine.autocast
+        engine, process = self.engine, self.process
+        policy, autocast = engine.policy, engine.autocast
         share = process.share(len(request))
         parts, scoring, reference = [], [], []
-        with scoring_pool(self.overlap) as submit:
-            for index in torch.arange(share.start, share.stop).split(self.batch_size):
-                part = request[index]
-                with timer("sample"), autocast():
-                    parts.append(policy.sample(part, seeds[index]))
-                with timer("decode"), autocast():
-                    images = policy.decode(parts[-1].tokens).float()
-                with timer("reward"):
-                    scoring.append(submit(self.reward, images, part.words))
-                if scorer is not policy:  # the ratios need the scorer's own log-probabilities
-                    with timer("reference"), autocast():
-                        parts[-1] = replace(parts[-1], log_probs=scorer.log_probs(part, parts[-1].tokens))
-                if self.needs_reference:
-                    with timer("reference"), autocast(), self.engine.reference() as policy_before:
-                        reference.append(policy_before.log_probs(part, parts[-1].tokens))
+        beside = self.overlap and engine.reference_beside
+        with process.together(), scoring_pool(self.overlap, process.device) as submit:
+            with engine.drawing():
+                for index in torch.arange(share.start, share.stop).split(self.batch_size):
+                    part = request[index]
+                    with timer("sample"), autocast():
+                        parts.append(engine.sample(part, seeds[index]))
+                    with timer("decode"), autocast():
+                        images = policy.decode(parts[-1].tokens).float()
+                    # After a failure only scoring ends: drawing may need all processes.
+                    if not any(scored.done() and scored.exception() for scored in scoring):
+                        with timer("reward"):
+                            scoring.append(submit(self.reward, images, part.words))
+                    if beside and self.needs_reference:
+                        reference.append(submit(self._ask_reference, parts[-1]))
+            drawn = concatenate(parts, request[share])
+            if self.needs_reference and not beside:
+                with timer("reference"):
+                    reference.append(submit_now(self._ask_reference, drawn))
+            log_probs = drawn.log_probs
+            if self.rescore or engine.scorer.settings != policy.settings:
+                with timer("reference"):
+                    log_probs = self._score(engine.scorer, drawn)
             with timer("reward"):
                 part_scores = [scored.result()[1] for scored in scoring]
-        rollout = process.gather_rollout(concatenate(parts, request[share]), request)
+            reference_log_probs = [scored.result() for scored in reference]
+        mismatch = {}
+        if self.rescore:
+            difference = process.gather((log_probs - drawn.log_probs).abs().mean()[None]).mean()
+            mismatch = {"mismatch/sampling": difference.item()}
+        rollout = process.gather_rollout(replace(drawn, log_probs=log_probs), request)
         scores = {name: process.gather(torch.cat([s[name] for s in part_scores])) for name in self.reward.parts}
         self.reward.check_scored(scores, self.max_unscored)
         rewards = self.reward.total(scores)
@@ -87,23 +109,40 @@ class InlineRollouts:
             scores=scores,
             weights={name: part.weight for name, part in self.reward.parts.items()},
             group_size=self.group_size,
-            reference_log_probs=process.gather(torch.cat(reference)) if reference else None,
-            metrics={**statistics(rewards, scores), "entropy": rollout.entropy.mean().item()},
+            reference_log_probs=process.gather(torch.cat(reference_log_probs)) if reference else None,
+            metrics={**statistics(rewards, scores), "entropy": rollout.entropy.mean().item(), **mismatch},
         )
+
+    def _ask_reference(self, drawn: Rollout) -> Float[Tensor, "B L"]:
+        """Return the log-probabilities of the drawn tokens under the reference."""
+        with self.engine.reference() as reference:
+            return self._score(reference, drawn)
+
+    def _score(self, policy: Policy, drawn: Rollout) -> Float[Tensor, "B L"]:
+        """Return the log-probabilities of the drawn tokens, in passes of the size that updates have.
+
+        In bfloat16, other sizes run other kernels, which round differently.
+        """
+        with torch.no_grad(), self.engine.autocast():  # both are properties of a thread
+            parts = [policy.log_probs(part.request, part.tokens) for part in drawn.split(self.scoring_size)]
+        return torch.cat(parts)
 
 
 @contextmanager
-def scoring_pool(overlap: bool) -> Iterator[Callable[..., Future[Any]]]:
+def scoring_pool(overlap: bool, device: torch.device) -> Iterator[Callable[..., Future[Any]]]:
     """Provide a function that runs rewards: immediately, or on a separate thread while the next images are drawn."""
     if not overlap:
         yield submit_now
         return
     with ThreadPoolExecutor(max_workers=1) as pool:
-        yield pool.submit
+        yield submit_beside(pool, device)
 
 
 def submit_now(function: Callable[..., Result], *arguments: Any) -> Future[Result]:
     """Call a function immediately; the interface is that of an executor's `submit`."""
     done: Future[Result] = Future()
-    done.set_result(function(*arguments))
+    try:
+        done.set_result(function(*arguments))
+    except Exception as error:  # raised again when the result is asked for
+        done.set_exception(error)
     return done

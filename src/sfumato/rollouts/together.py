@@ -40,9 +40,9 @@ def draw_together(engine: Engine, process: Process, words: Words, seeds: Int[Ten
     policy, mine = engine.policy, process.padded_share(len(words))
     request = policy.request(words)
     parts, images = [], []
-    with engine.autocast():
+    with engine.autocast(), engine.drawing():
         for index in mine.split(batch_size):
-            parts.append(policy.sample(request[index].to(process.device), seeds[index]))
+            parts.append(engine.sample(request[index].to(process.device), seeds[index]))
             images.append(policy.decode(parts[-1].tokens).float())
     rollout = process.gather_rollout(concatenate(parts, request[mine]), request)
     return Drawn(rollout, process.gather(torch.cat(images))[: len(words)])
@@ -51,9 +51,14 @@ def draw_together(engine: Engine, process: Process, words: Words, seeds: Int[Ten
 def score_together(
     reward: WeightedSum, process: Process, drawn: Drawn
 ) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
-    """Score images that all processes have, each process its share; return the weighted sum and the parts' scores."""
+    """Score images that all processes have, each process its share; return the weighted sum and the parts' scores.
+
+    Raises:
+        UserError: a reward failed on any process. All processes raise it.
+    """
     count = len(drawn.images)
     mine = process.padded_share(count)
-    _, scores = reward(drawn.images[mine.to(drawn.images.device)], drawn.words[mine])
+    with process.together():
+        _, scores = reward(drawn.images[mine.to(drawn.images.device)], drawn.words[mine])
     whole = {name: process.gather(part)[:count] for name, part in scores.items()}
     return reward.total(whole), whole

@@ -5,28 +5,48 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sfumato.request import CaptionFeatures, TextInputs
 from sfumato.text.cache import CachedReader, cache_features
 from sfumato.text.encoders import TextEncoder, WordVectors, load_text_encoder
 
 
+class Zeros:
+    """Stands for a text encoder where only sizes matter: all captions have the maximum length, and features are 0."""
+
+    name = "zeros"
+
+    def __init__(self, longest: int, width: int):
+        self.longest, self.width = longest, width
+
+    def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
+        """Return the features of each caption's tokens."""
+        return [torch.zeros(self.longest, self.width) for _ in captions]
+
+
 class CaptionReader:
     """Converts captions to the features that a network reads."""
 
-    def __init__(self, encoder: str, longest: int):
+    def __init__(self, encoder: str, longest: int, width: int):
         """Create a reader; nothing is loaded yet.
 
         Args:
             encoder: the bundled "word-vectors", or a T5 by hub id or folder.
             longest: maximum number of text tokens for the network; further tokens are cut off.
+            width: number of features per text token that the network reads.
         """
-        self.encoder, self.longest = encoder, longest
+        self.encoder, self.longest, self.width = encoder, longest, width
         self._loaded: TextEncoder | CachedReader | None = None
 
     def use(self, encoder: str) -> None:
         """Switch to another text encoder."""
         self.encoder, self._loaded = encoder, None
+
+    def use_zeros(self) -> None:
+        """Read each caption as one of the maximum length with features 0, without any text encoder."""
+        self._loaded = Zeros(self.longest, self.width)
 
     def read(self, captions: Sequence[str], device: torch.device | str = "cpu") -> TextInputs:
         """Return the network inputs for these captions, on the CPU; equal captions are encoded once.

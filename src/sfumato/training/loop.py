@@ -6,10 +6,19 @@ import torch
 
 from sfumato.engine.engine import Engine
 from sfumato.engine.timing import PhaseTimer
-from sfumato.errors import UserError
+from sfumato.errors import SharedError, UserError
 from sfumato.objectives import Objective
 from sfumato.rollouts.inline import InlineRollouts
 from sfumato.training.hooks.hook import Hook, Progress
+
+
+class BatchError(SharedError):
+    """Images could not be drawn or scored. Weights and random generator are as they were after the last step."""
+
+    def __init__(self, message: str, done: int):
+        super().__init__(message)
+        self.done = done
+        """number of steps done"""
 
 
 def learn(
@@ -41,16 +50,22 @@ def learn(
         Whether all steps are done; if not, a hook stopped the run.
 
     Raises:
-        UserError: a reward fails, or the gradient is not finite; the message names the step.
+        BatchError: a reward fails. All processes raise it, and the run can go on from there.
+        UserError: the gradient is not finite. Both messages name the step.
     """
     progress = Progress(step=first, steps=steps)
     for hook in hooks:
         hook(progress)
     for step in range(first, steps):
+        timer, before = PhaseTimer(engine.policy.device), rng.get_state()
         try:
-            timer = PhaseTimer(engine.policy.device)
             batch = rollouts.next(rng, timer)
             credit = objective.credit(batch)
+        except UserError as error:
+            rng.set_state(before)
+            raise BatchError(f"step {step + 1}: {error}", done=step) from error
+        rollouts.process.meet()  # the update exchanges gradients
+        try:
             with timer("update"):
                 minibatches = batch.minibatches(minibatch_size, rng)
                 stats = engine.update(objective.loss, batch, credit, minibatches, learning_rate(step))
@@ -60,8 +75,11 @@ def learn(
         seconds = {f"seconds/{phase}": duration for phase, duration in timer.seconds.items()}
         metrics = {**batch.metrics, **credit.metrics, **stats, **rates, **seconds}
         progress = Progress(step=step + 1, steps=steps, batch=batch, metrics=metrics)
-        for hook in hooks:
-            hook(progress)
+        try:
+            for hook in hooks:
+                hook(progress)
+        except UserError as error:
+            raise BatchError(f"step {step + 1}: {error}", done=step + 1) from error
         if progress.stop and not progress.is_last:
             return False
     return True

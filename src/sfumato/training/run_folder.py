@@ -33,7 +33,7 @@ def check_same(saved: dict[str, Any], config: TrainConfig) -> None:
     """
     before, now = upgraded(saved), json.loads(json.dumps(to_json(config)))
     # Settings that are newer than the version that started the run are not compared.
-    for name in sorted(now.keys() & before.keys() - {"steps", "device"}):
+    for name in sorted(now.keys() & before.keys() - {"steps", "device", "reward_device", "reward_timeout"}):
         was, asked = before[name], now[name]
         if isinstance(was, dict) and isinstance(asked, dict) and name != "reward":
             different = [key for key in sorted(was.keys() & asked.keys()) if was[key] != asked[key]]

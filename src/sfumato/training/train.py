@@ -1,7 +1,7 @@
 """A training run, from its config to its run folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,15 +9,19 @@ from rich.console import Console
 
 from sfumato.data.classes import WordsSampler
 from sfumato.emoji.judges import Classifier
-from sfumato.engine.dense import DenseEngine
 from sfumato.engine.engine import Engine
-from sfumato.engine.process import Process, join, leave
+from sfumato.engine.process import Process, check_device, joined
 from sfumato.engine.schedule import cosine_schedule
+from sfumato.engine.torch_engine import TorchEngine
+from sfumato.engine.watch import WORK
 from sfumato.evaluation.judging import load_judge
 from sfumato.families import load_generator, read_card
+from sfumato.families.library import base_of
 from sfumato.interrupt import Interrupt, catch_interrupt
 from sfumato.policy import Policy
 from sfumato.rewards import WeightedSum, build_reward
+from sfumato.rewards.deadline import Deadline
+from sfumato.rewards.placement import placed
 from sfumato.rollouts.inline import InlineRollouts
 from sfumato.settings import Settings
 from sfumato.training.fixed_set import FixedSet
@@ -28,7 +32,8 @@ from sfumato.training.hooks.hook import Hook
 from sfumato.training.hooks.metrics import Metrics
 from sfumato.training.hooks.sample_pictures import Pictures
 from sfumato.training.hooks.stop import Stop
-from sfumato.training.loop import learn
+from sfumato.training.loop import BatchError, learn
+from sfumato.training.plan import require_fit
 from sfumato.training.requests import build_sampler, check_request
 from sfumato.training.run_folder import check_run_folder, create_run_folder
 from sfumato.training.thresholds import fix_thresholds
@@ -40,13 +45,13 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
     """Train in `run_dir`; return True if the run finished, False if it was stopped (everything is then saved).
 
     Raises:
-        UserError: a setting is wrong, the run folder is already in use, or a reward fails.
+        UserError: a setting is wrong, the run folder is already in use, or a reward fails (everything is then saved).
     """
-    process, console = join(config.device), console or Console()
-    try:
-        config.validate(process.count)
-        check_run_folder(run_dir, config, resume)
-        process.wait()  # until all have checked: the main process makes the folder next
+    console = console or Console()
+    with joined(config.device, patience=config.reward_timeout + WORK) as process:
+        with process.together():  # the main process makes the folder once all have checked
+            config.validate(process.count)
+            check_run_folder(run_dir, config, resume)
         run = prepare(config, run_dir, process)
         checkpoints = Checkpoints(
             run_dir / "checkpoints", run.engine, process, run.rng, config.save_every, config.keep_checkpoints
@@ -54,23 +59,28 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
         first = checkpoints.restore() if resume else 0
         view = TrainingView(console, run_dir.name, config.steps, first)
         with catch_interrupt() as interrupt, Metrics.opened(view, run_dir, first, process) as metrics:
-            finished = learn(
-                first,
-                config.steps,
-                run.rollouts,
-                config.objective,
-                run.engine,
-                build_hooks(run, checkpoints, metrics, interrupt),
-                run.rng,
-                minibatch_size=config.minibatch_size,
-                learning_rate=learning_rate_of(config),
-            )
+            try:
+                finished = learn(
+                    first,
+                    config.steps,
+                    run.rollouts,
+                    config.objective,
+                    run.engine,
+                    build_hooks(run, checkpoints, metrics, interrupt),
+                    run.rng,
+                    minibatch_size=config.minibatch_size,
+                    learning_rate=learning_rate_of(config),
+                )
+            except BatchError as error:
+                if error.done:
+                    checkpoints.save(error.done)
+                    checkpoints.finish()
+                    process.wait()  # the launcher ends all processes as soon as one of them ends
+                raise
         if not finished and process.is_main:
             done = int(checkpoints.all()[-1].name.removeprefix("step-"))
             view.note(f"Stopped after step {done}. Everything is saved in {run_dir}; continue with --resume.")
         return finished
-    finally:
-        leave()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +116,32 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         UserError: a setting is wrong, or a reward fails on two images.
     """
     check_request(config, read_card(config.model).class_names)
-    reward = build_reward(config.reward)
-    held_out = build_reward(dict.fromkeys(config.held_out, 1.0)).require_thresholds() if config.held_out else None
+    if process.device.type == "cuda":
+        require_fit(config, process)
+    deadline = Deadline(config.reward_timeout, begun=process.work)
+    reward = replace(build_reward(config.reward), deadline=deadline)
+    held_out = None
+    if config.held_out:
+        held_out = build_reward(dict.fromkeys(config.held_out, 1.0)).require_thresholds()
+        held_out = replace(held_out, deadline=deadline)
+    if config.reward_device != "auto":
+        device = check_device("reward_device", config.reward_device)
+        reward, held_out = placed(reward, device), held_out and placed(held_out, device)
     generator = load_generator(
         config.model,
         weights=config.weights,
         tokenizer=config.tokenizer,
-        device=process.device,
+        # A network that is divided may be too large for one device.
+        device=process.device if config.engine.sharding == "none" else "cpu",
         text_encoder=config.text_encoder,
     )
+    generator.tokenizer.to(process.device)
     sampler = build_sampler(config, generator, process.device)
     engine = build_engine(config, Policy(generator, config.policy), process)
     words = sampler.next(2, torch.Generator().manual_seed(0))
-    reward(engine.policy.draw(engine.policy.request(words), torch.arange(2)), words)
+    with engine.autocast(), engine.drawing():
+        images = engine.policy.draw(engine.policy.request(words), torch.arange(2))
+    reward(images, words)
     if process.is_main:
         create_run_folder(run_dir, config)
     reward = fix_thresholds(
@@ -138,13 +161,20 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
     )
 
 
-def build_engine(config: TrainConfig, policy: Policy, process: Process) -> DenseEngine:
+def build_engine(config: TrainConfig, policy: Policy, process: Process) -> TorchEngine:
     """Build the engine of a run. It trains the policy's network, and keeps a reference if the objective needs one."""
     scoring = None
     if config.score_guidance is not None:
         scoring = Settings(guidance=config.score_guidance, temperature=config.policy.temperature)
     needs_reference = config.objective.needs_reference
-    return DenseEngine(policy, config.engine, process, keep_reference=needs_reference, scoring=scoring)
+    return TorchEngine(
+        policy,
+        config.engine,
+        process,
+        base=base_of(config.model, config.weights, config.tokenizer),
+        keep_reference=needs_reference,
+        scoring=scoring,
+    )
 
 
 def build_rollouts(
@@ -161,6 +191,9 @@ def build_rollouts(
         batch_size=config.sample_batch_size,
         max_unscored=config.max_unscored,
         needs_reference=config.objective.needs_reference,
+        scoring_size=config.engine.micro_batch_size,
+        # With one update per step, the update takes the log-probabilities of its own pass.
+        rescore=config.engine.recompute_log_probs and config.minibatch_size < config.images_per_step,
         overlap=config.overlap_rewards,
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.engine.engine_config import EngineConfig
+from sfumato.engine.engine_config import EngineConfig, at_least
 from sfumato.errors import UserError
 from sfumato.objectives import GRPO, Objective, name_of
 from sfumato.settings import Settings
@@ -40,6 +40,8 @@ class TrainConfig:
     """rewards (see `sfumato rewards`) and weights, e.g. "clip?prompt=a painting" 1 path/to/file.py:function 0.5"""
     max_unscored: float = 0.1
     """largest share of a step's images that a reward may leave without a score (NaN); beyond it, the run stops"""
+    reward_timeout: float = 600.0
+    """time limit of every call of a reward, in seconds; beyond it, the run saves and stops"""
     overlap_rewards: bool = False
     """score images while the next ones are drawn; the results are the same"""
     held_out: tuple[str, ...] = ()
@@ -71,6 +73,8 @@ class TrainConfig:
     """number of images drawn, decoded and scored at once, without gradients"""
     device: str = "auto"
     """device to run on: auto, cpu, cuda or cuda:N"""
+    reward_device: str = "auto"
+    """device of rewards that run in this process: cpu or cuda:N; auto is the device of the run"""
     seed: int = 0
     """seed of all random choices"""
     sample_every: int = 10
@@ -93,23 +97,19 @@ class TrainConfig:
         Raises:
             UserError: a field is out of range, or one size is not a multiple of another.
         """
-        engine = self.engine
         for name in ("steps", "groups_per_step", "minibatch_size", "sample_batch_size"):
             at_least(name, getattr(self, name), 1)
         for name in ("sample_every", "save_every", "keep_checkpoints", "held_out_every"):
             at_least(name, getattr(self, name), 1)
         for name in ("seed", "eval_images"):
             at_least(name, getattr(self, name), 0)
-        at_least("micro_batch_size", engine.micro_batch_size, 1)
-        for name in ("warmup_steps", "weight_decay", "final_learning_rate", "activation_checkpointing"):
-            at_least(name, getattr(engine, name), 0)
+        self.engine.validate()
         at_least("score_guidance", self.score_guidance or 0, 0)
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:
             raise UserError(f"max_unscored: {self.max_unscored} is not a share; give a number from 0 to 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(engine, name) > 0:
-                raise UserError(f"{name}: {getattr(engine, name)} is not positive; give a number above 0")
+        if not self.reward_timeout > 0:
+            raise UserError(f"reward_timeout: {self.reward_timeout} is not positive; give a number above 0")
         if self.policy.truncates:
             # A token outside the kept set has log-probability -inf, and its ratio has no gradient.
             raise UserError("top_k: truncated sampling cannot be scored in training; set top_k and top_p to 0")
@@ -124,17 +124,17 @@ class TrainConfig:
                 f"minibatch_size: {self.minibatch_size} does not divide the {self.images_per_step} images per step "
                 f"({self.groups_per_step} groups × {self.group_size}); give a divisor"
             )
-        for name in ("groups_per_step", "minibatch_size"):
-            if getattr(self, name) % num_processes:
-                raise UserError(
-                    f"{name}: {getattr(self, name)} is not a multiple of the {num_processes} processes; give a multiple"
-                )
-
-
-def at_least(name: str, value: float, minimum: float) -> None:
-    """Raise a UserError that names the field if the value is below the minimum or NaN."""
-    if not value >= minimum:
-        raise UserError(f"{name}: {value} is too small; give at least {minimum}")
+        if self.images_per_step % num_processes:
+            raise UserError(
+                f"groups_per_step: {self.groups_per_step} groups × {self.group_size} are {self.images_per_step} images "
+                f"per step, which {num_processes} processes cannot share equally; give another number of groups or of "
+                "processes"
+            )
+        if self.minibatch_size % num_processes:
+            raise UserError(
+                f"minibatch_size: {self.minibatch_size} images cannot be shared equally by {num_processes} processes; "
+                f"give a multiple of {num_processes}, or use fewer processes"
+            )
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:

@@ -46,6 +46,7 @@ FAMILY = Family(
     inspect=inspect_llamagen,
     releases=RELEASES,
     blocks=lambda network: list(network.blocks),
+    lora_targets=("qkv", "proj", "gate_up", "down"),
     network_shape=LlamaGenConfig,
     tokenizer_shape=VQConfig,
 )

@@ -13,7 +13,7 @@ from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransforme
 from sfumato.families.llamagen.tokenizer import VQModel
 from sfumato.families.shared import check_size, class_inputs, keep_top_k, number_classes
 from sfumato.nn.attention import KeyValueCache, Slot, key_block
-from sfumato.policy import Card
+from sfumato.policy import Card, Reduction
 from sfumato.request import ClassInputs, Request, TextInputs, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader
@@ -37,6 +37,8 @@ class LlamaGenState:
     """number of tokens until the last guided one"""
     position: Int[Tensor, "1"]
     """place of the next token in the caches"""
+    block: int
+    """granularity of the number of keys, see `key_block`"""
     drawn: int = 0
     """number of tokens whose logits have been computed"""
 
@@ -45,22 +47,51 @@ class LlamaGenState:
         """Number of images."""
         return len(self.first)
 
-    def advance(self, block: int) -> tuple[int, Slot]:
-        """Return the number of rows to compute for the next token, and its place in the caches."""
+    def fits(self, fresh: "LlamaGenState", rows: int, dtype: torch.dtype) -> bool:
+        """Return whether the memory of this state suits another one of so many rows, with caches of this type."""
+        cache, tensors = self.caches[0], (self.columns, self.strengths)
+        shapes = [None if tensor is None else tensor.shape for tensor in tensors]
+        others = [None if tensor is None else tensor.shape for tensor in (fresh.columns, fresh.strengths)]
+        numbers = (self.batch, self.guided, self.block, cache.capacity, len(cache.keys), cache.keys.dtype)
+        return shapes == others and numbers == (
+            fresh.batch, fresh.guided, fresh.block, fresh.caches[0].capacity, rows, dtype
+        )  # fmt: skip
+
+    def renewed(self, fresh: "LlamaGenState") -> "LlamaGenState":
+        """Take over another state that this one fits, in place, with empty caches; return this state."""
+        self.first, self.drawn = fresh.first, 0
+        for ours, theirs in ((self.columns, fresh.columns), (self.strengths, fresh.strengths)):
+            if ours is not None and theirs is not None:
+                ours.copy_(theirs)
+        self.position.copy_(fresh.position)
+        for cache in self.caches:
+            cache.clear()
+        return self
+
+    def advance(self) -> tuple[int, int]:
+        """Count the next token; return the numbers of rows and of keys that its step computes with.
+
+        Steps with the same numbers are the same computation on the same memory, which can be recorded.
+        """
         rows = 2 * self.batch if self.drawn < self.guided else self.batch
         if rows < self.caches[0].batch:  # after the guidance interval, only the conditional half is computed
             for cache in self.caches:
                 cache.keep(rows)
-            if self.columns is not None:
-                self.columns = self.columns[:rows]
-        length = self.caches[0].length + self.drawn
-        end = min(-(-length // block) * block, self.caches[0].capacity)
-        mask = None if self.columns is None else self.columns[..., :end]
-        if end > length:
-            written = torch.arange(end, device=self.position.device) <= self.position
-            mask = written[None, None, None] if mask is None else mask & written
+        end = -(-(self.caches[0].length + self.drawn) // self.block) * self.block
         self.drawn += 1
-        return rows, Slot(self.position, end, mask)
+        return rows, min(end, self.caches[0].capacity)
+
+    def slot(self, rows: int, end: int) -> Slot:
+        """Return the place of the next token in the caches."""
+        seen = None if self.columns is None else self.columns[:rows, ..., :end]
+        if self.block > 1:  # positions to come are among the keys
+            written = (torch.arange(end, device=self.position.device) <= self.position)[None, None, None]
+            seen = written if seen is None else seen & written
+        if seen is None:
+            return Slot(self.position, end, None)
+        # Attention adds the mask to its scores, and would convert one of booleans again in every layer.
+        mask = torch.zeros(seen.shape, dtype=self.caches[0].keys.dtype, device=seen.device)
+        return Slot(self.position, end, mask.masked_fill(~seen, -torch.inf))
 
 
 class LlamaGen(nn.Module):
@@ -72,6 +103,7 @@ class LlamaGen(nn.Module):
     """
 
     reader: CaptionReader
+    reduces_logits = True
 
     def __init__(
         self, config: LlamaGenConfig, tokenizer: VQModel, card: Card | None = None, guidance_interval: int = -1
@@ -85,7 +117,7 @@ class LlamaGen(nn.Module):
         self.network = LlamaGenTransformer(config, shape.grid_size, shape.vocab_size)
         self.units: tuple[int, ...] = (1,) * shape.grid_size**2
         if config.caption_width:  # class-conditional models lack this attribute, so they are not `ReadsCaptions`
-            self.reader = CaptionReader(config.text_encoder, config.num_caption_tokens)
+            self.reader = CaptionReader(config.text_encoder, config.num_caption_tokens, config.caption_width)
 
     def with_network(self, network: nn.Module) -> "LlamaGen":
         """Return a copy of this generator with another network; everything else is shared."""
@@ -99,8 +131,13 @@ class LlamaGen(nn.Module):
             return class_inputs(words, self.config.num_classes)
         return self.reader.read(words.captions, next(self.network.parameters()).device)
 
-    def start(self, inputs: LlamaGenInputs | Request, settings: Settings = PLAIN) -> LlamaGenState:
-        """Return a new decoding state. The network reads each distinct condition once, for all images that share it."""
+    def start(
+        self, inputs: LlamaGenInputs | Request, settings: Settings = PLAIN, reuse: LlamaGenState | None = None
+    ) -> LlamaGenState:
+        """Return a new decoding state. The network reads each distinct condition once, for all images that share it.
+
+        If a state to reuse has memory of the right size, its tensors are overwritten in place, and it is returned.
+        """
         strengths = self._strengths(settings)
         labels, null = self._rows(inputs, strengths)
         distinct, place = (2 * labels + null).unique(return_inverse=True)
@@ -110,9 +147,6 @@ class LlamaGen(nn.Module):
         first = self.network(condition, None, mask, caches=narrow)[place]
         block = key_block(place.device)
         total = -(-(length + len(self.units) - 1) // block) * block
-        caches = [KeyValueCache(total) for _ in narrow]
-        for cache, short in zip(caches, narrow, strict=True):
-            cache.append(short.keys[place], short.values[place])
         columns, table, guided = None, None, 0
         if mask is not None and not (place.device.type == "cpu" and mask.all()):
             columns = F.pad(mask[place], (0, total - length), value=True)[:, None, None]
@@ -121,14 +155,20 @@ class LlamaGen(nn.Module):
             first = unconditional + strengths[0] * (conditional - unconditional)
             table = torch.tensor(strengths, device=place.device)
             guided = 1 + max(i for i, strength in enumerate(strengths) if strength != 1)
-        return LlamaGenState(
+        state = LlamaGenState(
             first=first,
-            caches=caches,
+            caches=[KeyValueCache(total) for _ in narrow],
             columns=columns,
             strengths=table,
             guided=guided,
             position=torch.tensor([length], device=place.device),
+            block=block,
         )
+        if reuse is not None and reuse.fits(state, len(place), narrow[0].keys.dtype):
+            state = reuse.renewed(state)
+        for cache, short in zip(state.caches, narrow, strict=True):
+            cache.append(short.keys[place], short.values[place])
+        return state
 
     def step(self, state: LlamaGenState, drawn: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
         """Return guided logits of the next token, given the previous one (None for the first token)."""
@@ -140,8 +180,14 @@ class LlamaGen(nn.Module):
         if drawn is None:
             state.drawn = 1
             return state.first
-        rows, slot = state.advance(key_block(drawn.device))
-        strength = None
+        return self.compute(state, drawn, *state.advance())
+
+    def compute(self, state: LlamaGenState, drawn: Int[Tensor, "B 1"], rows: int, end: int) -> Float[Tensor, "B 1 V"]:
+        """Return guided logits of the next token, whose step has these numbers of rows and keys.
+
+        Nothing else in Python changes from token to token, and the memory is always the same.
+        """
+        slot, strength = state.slot(rows, end), None
         if rows > state.batch:
             assert state.strengths is not None
             strength = state.strengths.index_select(0, slot.position - state.caches[0].length + 1)
@@ -151,9 +197,13 @@ class LlamaGen(nn.Module):
         return logits
 
     def logits(
-        self, inputs: LlamaGenInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
-    ) -> Float[Tensor, "B L V"]:
-        """Return guided logits of all tokens, each given the true tokens before it."""
+        self,
+        inputs: LlamaGenInputs | Request,
+        tokens: Int[Tensor, "B L"],
+        settings: Settings = PLAIN,
+        reduction: Reduction | None = None,
+    ) -> Float[Tensor, "B L *V"]:
+        """Return guided logits of all tokens, each given the true tokens before it, or a function of them."""
         if tokens.shape[1] != len(self.units):  # weights do not depend on the grid, so no other check would notice
             side = self.tokenizer.config.grid_size
             raise UserError(
@@ -165,9 +215,9 @@ class LlamaGen(nn.Module):
         condition, mask = self._condition(inputs, labels, null)
         read = tokens[:, :-1]
         if strengths is None:
-            return self.network(condition, read, mask)
+            return self.network(condition, read, mask, reduction=reduction)
         strength = torch.tensor(strengths, device=tokens.device)[:, None]
-        return self.network(condition, read.repeat(2, 1), mask, strength)
+        return self.network(condition, read.repeat(2, 1), mask, strength, reduction=reduction)
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
         """Decode tokens to images in [0, 1]."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.nn.attention import KeyValueCache, Slot
+from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
+from sfumato.policy import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +86,13 @@ def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor
 
 def rotate(x: Float[Tensor, "R T H d"], rotation: Float[Tensor, "T d2 2"]) -> Float[Tensor, "R T H d"]:
     """Rotate each pair of channels by the angle of its position. Zeros in `rotation` set the vector to zero."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    turned = pairs * torch.view_as_complex(rotation.float())[:, None]
-    return torch.view_as_real(turned).flatten(-2).type_as(x)
+    pairs, angles = x.float().unflatten(-1, (-1, 2)), rotation.float()[:, None]
+    if torch.compiler.is_compiling():  # compilers cannot fuse complex numbers, which are one kernel instead of seven
+        (first, second), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
+        turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
+    return turned.flatten(-2).type_as(x)
 
 
 class Attention(nn.Module):
@@ -203,7 +209,8 @@ class LlamaGenTransformer(nn.Module):
         strength: float | Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
         slot: Slot | None = None,
-    ) -> Float[Tensor, "B T V"]:
+        reduction: Reduction | None = None,
+    ) -> Float[Tensor, "B T *V"]:
         """Return logits of the token after the condition, and of those after each of `tokens`.
 
         Args:
@@ -213,6 +220,7 @@ class LlamaGenTransformer(nn.Module):
             strength: strength of guidance; if given, the second half of the rows must be unconditional.
             caches: memory for the keys and values; without `slot`, it is empty and gets those of the condition.
             slot: place of a single token in the caches, in a decoding step.
+            reduction: function of the logits to return instead of them.
         """
         parts = [] if condition is None else [self._embed(condition)]
         prefix = parts[0].shape[1] if parts else 0
@@ -236,7 +244,8 @@ class LlamaGenTransformer(nn.Module):
             x = unconditional + strength * (conditional - unconditional)
         with torch.autocast(x.device.type, enabled=False):
             # In bfloat16, sampled and scored log-probabilities would differ about twice as much.
-            return self.head(x.type_as(self.head.weight))
+            x = x.type_as(self.head.weight)
+            return self.head(x) if reduction is None else reduced(self.head, x, reduction)
 
     def _embed(self, condition: Tensor) -> Float[Tensor, "R P C"]:
         """Embed classes as one token, or captions as many, in the type of the residual stream even under autocast."""

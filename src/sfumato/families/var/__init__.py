@@ -40,6 +40,7 @@ FAMILY = Family(
     inspect=inspect_var,
     releases=RELEASES,
     blocks=lambda network: list(network.blocks),
+    lora_targets=("qkv", "proj", "fc1", "fc2"),
     network_shape=VARConfig,
     tokenizer_shape=VQVAEConfig,
 )

@@ -12,7 +12,7 @@ from sfumato.families.shared import check_size, check_tokens, class_inputs, keep
 from sfumato.families.var.network import BlockCache, VARConfig, VARTransformer
 from sfumato.families.var.tokenizer import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
-from sfumato.policy import Card
+from sfumato.policy import Card, Reduction
 from sfumato.request import ClassInputs, Request, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
 
@@ -39,6 +39,8 @@ class VAR(nn.Module):
     published sampler computes the unconditional half even at g = 0; this one does not. The published forward pass drops
     labels at random even in eval mode; here only pre-training does.
     """
+
+    reduces_logits = True
 
     def __init__(self, config: VARConfig, tokenizer: MultiScaleVQVAE, card: Card | None = None):
         super().__init__()
@@ -87,22 +89,26 @@ class VAR(nn.Module):
             codes = quantizer.downsample(scale, state.features).flatten(2).transpose(1, 2)
             codes = codes.repeat(len(state.labels) // len(codes), 1, 1)
         state.scale += 1
-        logits = self.network(state.labels, codes, state.caches)
-        return logits if state.strengths is None else _guide(logits, state.strengths[scale])
+        strength = None if state.strengths is None else state.strengths[scale]
+        return self.network(state.labels, codes, state.caches, strength)
 
     def logits(
-        self, inputs: ClassInputs | Request, tokens: Int[Tensor, "B L"], settings: Settings = PLAIN
-    ) -> Float[Tensor, "B L V"]:
-        """Return guided logits of all scales, each given the true tokens of the coarser scales."""
+        self,
+        inputs: ClassInputs | Request,
+        tokens: Int[Tensor, "B L"],
+        settings: Settings = PLAIN,
+        reduction: Reduction | None = None,
+    ) -> Float[Tensor, "B L *V"]:
+        """Return guided logits of all scales, given the true tokens of the coarser scales, or a function of them."""
         check_tokens(tokens, self.units)
         strengths = self._strengths(settings)
         labels = self._rows(inputs, strengths)
         codes = self._codes(tokens)
         codes = codes.repeat(len(labels) // len(codes), 1, 1)
-        logits = self.network(labels, codes)
-        if strengths is None:
-            return logits
-        return _guide(logits, torch.tensor(strengths, device=logits.device)[self.network.levels, None])
+        strength = None
+        if strengths is not None:
+            strength = torch.tensor(strengths, device=codes.device)[self.network.levels, None]
+        return self.network(labels, codes, strength=strength, reduction=reduction)
 
     def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""
@@ -181,8 +187,3 @@ class VAR(nn.Module):
             features = added if features is None else features + added
             inputs.append(quantizer.downsample(scale + 1, features).flatten(2).transpose(1, 2))
         return torch.cat(inputs, dim=1)
-
-
-def _guide(logits: Float[Tensor, "R T V"], strength: Tensor) -> Float[Tensor, "B T V"]:
-    conditional, unconditional = logits.chunk(2)
-    return (1 + strength) * conditional - strength * unconditional

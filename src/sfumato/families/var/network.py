@@ -6,6 +6,7 @@ released weights load. Comments in the code note the two exceptions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.nn.attention import KeyValueCache
+from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
+from sfumato.policy import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +55,7 @@ class BlockCache:
     """gates, scales and shifts, which are the same at all scales"""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A contiguous part of the sequence, which attends to all keys up to its own end."""
 
     start: int
@@ -228,19 +230,34 @@ class VARTransformer(nn.Module):
             spans.append(Span(start, start + unit))
         return spans
 
-    def _classify(self, x: Float[Tensor, "R T C"], embedding: Float[Tensor, "R C"]) -> Float[Tensor, "R T V"]:
-        """Return logits, in float32 even under autocast. The raw class embedding modulates, even with shared adaLN."""
+    def _classify(
+        self,
+        x: Float[Tensor, "R T C"],
+        embedding: Float[Tensor, "R C"],
+        strength: Tensor | None,
+        reduction: Reduction | None,
+    ) -> Float[Tensor, "B T *V"]:
+        """Return logits, in float32 even under autocast. The raw class embedding modulates, even with shared adaLN.
+
+        The head is affine, so guidance is applied to its input instead of the logits, at half the cost.
+        """
         with torch.autocast(x.device.type, enabled=False):
             scale, shift = self.head_modulation(F.silu(embedding.float())).unsqueeze(1).chunk(2, dim=-1)
             normed = F.layer_norm(x.float(), x.shape[-1:], eps=self.config.norm_eps)
-            return self.head(normed * (1 + scale) + shift)
+            x = normed * (1 + scale) + shift
+            if strength is not None:
+                conditional, unconditional = x.chunk(2)
+                x = (1 + strength) * conditional - strength * unconditional
+            return self.head(x) if reduction is None else reduced(self.head, x, reduction)
 
     def forward(
         self,
         labels: Int[Tensor, " R"],
         codes: Float[Tensor, "R T Z"] | None,
         caches: Sequence[BlockCache] | None = None,
-    ) -> Float[Tensor, "R N V"]:
+        strength: Tensor | None = None,
+        reduction: Reduction | None = None,
+    ) -> Float[Tensor, "B N *V"]:
         """Return logits of scales.
 
         Args:
@@ -249,6 +266,8 @@ class VARTransformer(nn.Module):
                 scale, whose input is the class.
             caches: without caches, `codes` are those of all scales, and the logits are those of all scales,
                 teacher-forced. With caches, they are those of the next scale alone.
+            strength: strength of guidance; if given, the second half of the rows must be unconditional.
+            reduction: function of the logits to return instead of them.
         """
         embedding = self.class_embedding(labels)
         first = 0 if caches is None else caches[0].attention.length
@@ -265,4 +284,4 @@ class VARTransformer(nn.Module):
         spans = self.spans() if caches is None else ()
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, embedding, shared, spans, cache)
-        return self._classify(x, embedding)
+        return self._classify(x, embedding, strength, reduction)

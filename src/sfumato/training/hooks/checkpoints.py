@@ -1,6 +1,8 @@
 """Checkpoints of a run, and resuming from the newest."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,13 +10,16 @@ import torch
 from sfumato.engine.checkpoint import load_state
 from sfumato.engine.engine import Engine
 from sfumato.engine.process import Process
-from sfumato.files import remove, staging, write_atomically
+from sfumato.files import remove, settle, staging
 from sfumato.training.hooks.hook import Progress
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """Hook that writes a folder per checkpoint: the engine's files, and the random generator's state in `state.pt`."""
+    """Hook that writes a folder per checkpoint: the engine's files, and the random generator's state in `state.pt`.
+
+    A checkpoint is written while the next step runs, and complete when that step ends.
+    """
 
     folder: Path
     engine: Engine
@@ -22,27 +27,45 @@ class Checkpoints:
     rng: torch.Generator
     every: int
     keep: int
+    _writing: Future[None] | None = None
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(max_workers=1))
 
     def __call__(self, progress: Progress) -> None:
-        if progress.batch is None or not (progress.due(self.every) or progress.stop):
-            return
-        existing = self.all()
+        self.finish()
+        if progress.batch is not None and (progress.due(self.every) or progress.stop):
+            self.save(progress.step)
+            if progress.stop or progress.is_last:
+                self.finish()
+
+    def save(self, step: int) -> None:
+        """Start to write the checkpoint of a step unless it exists. All processes must call this together."""
+        self.finish()
+        existing, path = self.all(), self.folder / f"step-{step:06d}"
         previous = existing[-1] if existing else None
-        path = self.folder / f"step-{progress.step:06d}"
-        if not self.process.is_main:
-            self.engine.save(staging(path), previous)
+        if self.process.is_main:
+            remove(staging(path))
+            # Delete old checkpoints first, so that the disk never holds more than `keep` (or two if `keep` is 1).
+            for old in existing[: max(0, len(existing) - max(1, self.keep - 1))]:
+                remove(old)
+        if self.process.any(path in existing):
             return
-        # Delete old checkpoints first, so that the disk never holds more than `keep` (or two if `keep` is 1).
-        for old in existing[: max(0, len(existing) - max(1, self.keep - 1))]:
-            remove(old)
+        wait = self.engine.save(staging(path), previous)
+        state = {"step": step, "rng": self.rng.get_state()}
+        self._writing = self._pool.submit(self._write, path, wait, state)
 
-        def write(place: Path) -> None:
-            self.engine.save(place, previous)
-            torch.save({"step": progress.step, "rng": self.rng.get_state()}, place / "state.pt")
+    def finish(self) -> None:
+        """Wait until the checkpoint that is being written is complete."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
-        write_atomically(path, write)
-        for old in self.all()[: -self.keep]:
-            remove(old)
+    def _write(self, path: Path, wait: Callable[[], None], state: dict[str, object]) -> None:
+        wait()
+        if self.process.is_main:
+            torch.save(state, staging(path) / "state.pt")
+            settle(path)
+            for old in self.all()[: -self.keep]:
+                remove(old)
 
     def all(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""

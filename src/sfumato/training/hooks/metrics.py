@@ -66,9 +66,10 @@ class Metrics:
             metrics = {"step": progress.step, **progress.metrics}
             self.file.write(metrics)
             self.view.show(metrics)
-            if metrics.get("mismatch", 0.0) > MISMATCH and not self.warned:
+            mismatch = metrics.get("mismatch/mean", 0.0)
+            if mismatch > MISMATCH and not self.warned:
                 self.warned = True
                 self.view.note(
-                    f"Step {progress.step}: sampled and scored log-probabilities differ by {metrics['mismatch']:.3f} "
-                    "nats per token before any update; ratios are that wrong. Use --precision fp32 if this is too much."
+                    f"Step {progress.step}: sampled and scored log-probabilities differ by {mismatch:.3f} nats per "
+                    "token before any update; ratios are that wrong. Use --recompute-log-probs or --precision fp32."
                 )

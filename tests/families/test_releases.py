@@ -1,0 +1,45 @@
+"""Shapes of the releases: what `build` makes from them has the tensors of the published files."""
+
+import json
+
+import pytest
+import torch
+from golden_data import GOLDEN
+
+from sfumato.families import releases
+from sfumato.families.library import build_release
+
+
+def manifests(name: str) -> tuple[str, str]:
+    """Return the names of the manifests of a release's network and tokenizer."""
+    if name.startswith("var"):
+        return f"var_{name[4:]}", "vae_ch160v4096z32" + ("_patchnums512" if name == "var-d36" else "")
+    if "t2i" in name:
+        return f"llamagen_t2i_GPT-XL_{512 if name.endswith('512') else 256}", "llamagen_VQ-16"
+    _, size, pixels = name.split("-")
+    return f"llamagen_c2i_GPT-{size.upper()}_{pixels}", "llamagen_VQ-16"
+
+
+def published(name: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a manifest, without memory."""
+    tensors = json.loads((GOLDEN / f"manifests/{name}.json").read_text())["state_dict"]
+    return {k: torch.empty(shape, dtype=getattr(torch, kind), device="meta") for k, (shape, kind) in tensors.items()}
+
+
+def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", releases())
+def test_shape_of_a_release(name: str):
+    family, release = releases()[name]
+    loaded = build_release(name, family, release, *map(published, manifests(name)))
+    with torch.device("meta"):
+        built = family.build(release.shape)
+    assert shapes(built.network) == shapes(loaded.network)
+    assert shapes(built.tokenizer) == shapes(loaded.tokenizer)
+    assert built.units == loaded.units
+    for part, described in family.describe(loaded).items():
+        if part in release.shape:  # a class-conditional LlamaGen has no captions, whose maximum length is arbitrary
+            differing = {k for k, v in described.items() if family.describe(built)[part][k] != v}
+            assert differing <= {"num_caption_tokens", "num_kv_heads"}
