@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 import tyro
-from phases import matmul_peak
+from measuring import matmul_peak
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

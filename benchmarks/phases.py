@@ -11,15 +11,14 @@ also printed during the measurement.
 
 import platform
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import tyro
+from measuring import build_generator, matmul_peak, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,11 +26,6 @@ from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.engine.process import join
 from sfumato.engine.timing import PhaseTimer
-from sfumato.errors import UserError
-from sfumato.families import load_generator, releases
-from sfumato.families.var.generator import VAR
-from sfumato.families.var.network import VARConfig
-from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
 from sfumato.policy import Policy
 from sfumato.rewards import build_reward
 from sfumato.settings import Settings
@@ -56,40 +50,6 @@ class Arguments:
     """auto, cpu or cuda"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """precision of the computation; bf16 uses autocast"""
-
-
-def random_release(name: str) -> VAR:
-    """Build a released VAR model with random weights."""
-    family, release = releases()[name]
-    if family.name != "var":
-        raise UserError(f"model: {name} is not a VAR model; use benchmarks/decode.py for the decoding of LlamaGen")
-    depth = release.needed["num_heads"]
-    with torch.no_grad():
-        tokenizer = MultiScaleVQVAE(VQVAEConfig(scales=release.needed["patch_nums"]))
-        config = VARConfig(depth=depth, width=64 * depth, num_heads=depth, shared_adaln=depth == 36)
-        return VAR(config, tokenizer, release.card(family.name)).eval()
-
-
-def seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Return the median wall-clock seconds; the caller must have warmed up."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the best floating-point operations per second of square matrix products of a few sizes."""
-    best = 0.0
-    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192):
-        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-        torch.mm(a, b)
-        best = max(best, 2 * size**3 / seconds(lambda a=a, b=b: a @ b, 5, device))
-    return best
 
 
 def attention_operations(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
@@ -135,10 +95,7 @@ def main(arguments: Arguments) -> None:
         minibatch_size=count,
         sample_batch_size=count,
     )
-    if arguments.model in releases():
-        generator = random_release(arguments.model).to(device)
-    else:
-        generator = load_generator(arguments.model, device=device)
+    generator = build_generator(arguments.model, device)
     policy, objective = Policy(generator, config.policy), config.objective
     sampler, reward = build_sampler(config, generator, device), build_reward(config.reward)
     engine = build_engine(config, policy, process)
