@@ -258,3 +258,15 @@ def test_entropy_by_hand():
     log_probs = torch.tensor([[[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]]).log()
     expected = torch.tensor([[math.log(2), math.log(4), 0.0]])
     torch.testing.assert_close(entropy_of(log_probs), expected, rtol=0, atol=1e-6)
+
+
+def test_drawing_does_without_attention_plans():
+    policy, seen = Policy(tiny_llamagen()), []
+    step = policy.generator.step
+    policy.generator.step = lambda *given: (  # pyright: ignore[reportAttributeAccessIssue]
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled()),
+        step(*given),
+    )[1]
+    policy.sample(tiny_request([0]), torch.arange(1))
+    assert seen == [False] * 9
+    assert torch.backends.cuda.cudnn_sdp_enabled()

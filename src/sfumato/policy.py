@@ -9,11 +9,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import UserError
 from sfumato.request import Inputs, Request, Words
 from sfumato.rollout import Rollout
 from sfumato.settings import Settings
+
+DECODING_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of attention for drawing: all but cuDNN's, which builds a plan of 40 to 400 ms for every new number of keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +149,7 @@ class Policy:
         return Request(words=words, inputs=self.generator.inputs(words))
 
     @torch.no_grad()
+    @sdpa_kernel(DECODING_KERNELS)
     def sample(self, request: Request, seeds: Integer[Tensor, " B"]) -> Rollout:
         """Sample one image per request, as tokens.
 

@@ -1,6 +1,7 @@
 """The engine on one process: adapters, averages, the reference's forms, and passes that are saved."""
 
 import contextlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ def test_adapters_need_their_base(tmp_path: Path):
     save_model(tmp_path / "base", tiny_var(seed=1))
     with bad_input("model", "restore"):
         train(replace(config, steps=3), tmp_path / "run", resume=True, console=QUIET)
+    shutil.rmtree(tmp_path / "base")
+    with bad_input("model", "adapters", str(tmp_path / "base")):
+        load(tmp_path / "run")
 
 
 def test_adapters_of_unknown_layers(model: Path):

@@ -1,6 +1,7 @@
 """`sfumato train RECIPE`."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ class Train:
         console = Console()
         if not train(self.config, self.run_dir, resume=self.resume, console=console):
             return 130
-        console.print(f"Look at {self.run_dir}/before_after.png and {self.run_dir}/curves.png", highlight=False)
+        if int(os.environ.get("RANK", 0)) == 0:  # one of several processes speaks for all
+            console.print(f"Look at {self.run_dir}/before_after.png and {self.run_dir}/curves.png", highlight=False)
         return 0
 
 

@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Int, Integer
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
-from sfumato.policy import Policy, uniform_numbers
+from sfumato.policy import DECODING_KERNELS, Policy, uniform_numbers
 from sfumato.request import Request
 from sfumato.rollout import Rollout
 
@@ -62,6 +63,7 @@ class GraphedSampler:
         self._graphs: dict[Hashable, Callable[[], None] | None] = {}
 
     @torch.no_grad()
+    @sdpa_kernel(DECODING_KERNELS)
     def sample(self, request: Request, seeds: Integer[Tensor, " B"]) -> Rollout:
         """Sample one image per request, as tokens; see `Policy.sample`."""
         device, settings = self.policy.device, self.policy.settings

@@ -312,8 +312,12 @@ def _network_tensors(
     if stem == "transformer":
         return tensors
     adapter = shape_from(Adapter, config["adapter"])
-    base = load_generator(adapter.base["model"] or "", weights=adapter.base["weights"])
-    return merged(base.network.state_dict(), tensors, adapter)
+    base = adapter.base
+    try:
+        changed = load_generator(base["model"] or "", weights=base["weights"], tokenizer=base["tokenizer"])
+    except UserError as error:
+        raise UserError(f"model: the adapters in {folder} need their base, {base['model']}; {error}") from error
+    return merged(changed.network.state_dict(), tensors, adapter)
 
 
 def base_of(name_or_path: str, weights: str | None, tokenizer: str | None) -> dict[str, str | None]:
