@@ -17,7 +17,7 @@ from sfumato.rollout import Rollout
 from sfumato.settings import Settings
 
 DECODING_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels of attention for drawing: all but cuDNN's, which builds a plan of 40 to 400 ms for every new number of keys."""
+"""Kernels of attention for drawing: without cuDNN, which builds a plan of 40 to 400 ms for every new number of keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
