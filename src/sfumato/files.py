@@ -1,17 +1,30 @@
-"""Atomic writes, values that JSON can store, and detection of changed files."""
+"""Atomic writes, folders in use, steps of a run, values that JSON can store, and detection of changed files."""
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sfumato.errors import UserError
+
+OWN = ".sfumato-"
+"""Beginning of the names of files that are only there while a folder is used; they do not count as its contents."""
+LOCK, HOLDER = f"{OWN}lock", f"{OWN}holder.json"
+"""The file that is locked, and the file that says which process has locked it."""
+BEAT, PATIENCE = 5.0, 30.0
+"""Seconds between signs of life of a process that holds a folder, and seconds without one after which it is dead."""
 
 
 def claim_folder(field: str, folder: Path, marker: str, *, resume: bool | None = None) -> Any:
@@ -33,12 +46,110 @@ def claim_folder(field: str, folder: Path, marker: str, *, resume: bool | None =
     option, saved = f"--{field.replace('_', '-')}", folder / marker
     if resume and not saved.is_file():
         raise UserError(f"{field}: {folder} has nothing to resume; start without --resume")
-    occupied = folder.is_dir() and any(folder.iterdir())
+    occupied = folder.is_dir() and any(not entry.name.startswith(OWN) for entry in folder.iterdir())
     if occupied and resume is False:
         raise UserError(f"{field}: {folder} is not empty; continue with --resume or choose another {option}")
     if occupied and not saved.is_file():
         raise UserError(f"{field}: {folder} is not empty and has no {marker}; choose another {option}")
     return json.loads(saved.read_text()) if saved.is_file() else None
+
+
+@contextmanager
+def locked(field: str, folder: Path) -> Iterator[None]:
+    """Hold a folder until the block ends, so that no other process writes to it. The folder is created if necessary,
+    and removed if the block leaves it empty.
+
+    The operating system frees the lock of a process that is killed. Not all file systems share locks between machines,
+    so the holder gives signs of life, and a start on another machine waits up to `PATIENCE` seconds for one.
+
+    Args:
+        field: option that names the folder, for error messages.
+        folder: path of the folder.
+
+    Raises:
+        UserError: another process holds the folder, or it cannot be written to.
+    """
+    check_writable(field, folder)
+    created = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder, ended = FileLock(folder / LOCK), folder / HOLDER, threading.Event()
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(_held(field, folder, _read_holder(holder))) from None
+    try:
+        other = _read_holder(holder)
+        if other.get("host", socket.gethostname()) != socket.gethostname() and _is_alive(holder):
+            raise UserError(_held(field, folder, other))
+        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        beats = threading.Thread(target=_beat, args=(holder, ended), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            beats.join()
+            for file in (holder, folder / LOCK):
+                file.unlink(missing_ok=True)
+    finally:
+        lock.release()
+        for path in created:
+            with suppress(OSError):  # it is no longer empty
+                path.rmdir()
+
+
+def _beat(holder: Path, ended: threading.Event) -> None:
+    """Give signs of life until the event is set: the time of the file changes."""
+    while not ended.wait(BEAT):
+        with suppress(OSError):  # the user may remove the file
+            os.utime(holder)
+
+
+def _is_alive(holder: Path) -> bool:
+    """Wait for a sign of life of a process on another machine. The clocks of the two need not agree."""
+    first, began = _moment(holder), time.monotonic()
+    while first is not None and time.monotonic() - began < PATIENCE:
+        time.sleep(BEAT / 5)
+        if _moment(holder) != first:
+            return True
+    return False
+
+
+def _moment(holder: Path) -> int | None:
+    """Return the time of the file in nanoseconds, None if it does not exist."""
+    try:
+        with holder.open() as file:  # a network file system brings its cache up to date when a file is opened
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _read_holder(holder: Path) -> dict[str, Any]:
+    """Return the process that holds a folder, or held it until it was killed; empty if there is none."""
+    try:
+        return json.loads(holder.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _held(field: str, folder: Path, other: dict[str, Any]) -> str:
+    """Return the message that another process holds a folder."""
+    which = f"process {other['pid']} on {other['host']}" if other else "another process"
+    return f"{field}: {folder} is in use by {which}; wait until it ends, or choose another --{field.replace('_', '-')}"
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder whose names are exactly `step-N` as a run writes them, in order of their steps.
+
+    Anything else belongs to the user: copies, archives, links.
+    """
+    own = [path for path in folder.glob("step-*") if re.fullmatch(r"step-([0-9]{6}|[1-9][0-9]{6,})", path.name)]
+    return sorted((path for path in own if path.is_dir() and not path.is_symlink()), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the number of steps done in the name of a run's `step-N` folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 @contextmanager
@@ -85,7 +196,7 @@ def check_writable(field: str, folder: Path) -> None:
     if not nearest.is_dir():
         raise UserError(f"{field}: {nearest} is a file, not a folder; choose another --{option}")
     try:
-        with TemporaryDirectory(dir=nearest):
+        with TemporaryDirectory(dir=nearest, prefix=OWN):
             pass
     except OSError as error:
         raise UserError(f"{field}: {nearest} is not writable ({error.strerror}); choose another --{option}") from error

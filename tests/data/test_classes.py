@@ -50,6 +50,32 @@ def test_wrong_ranges(wanted: str, piece: str):
         find_classes((wanted,), NAMES)
 
 
+def test_names_that_are_numbers():
+    folders = tuple(sorted(map(str, range(1, 13))))  # "1", "10", "11", "12", "2", ...
+    assert find_class("10", folders) == 1
+    assert folders[find_class("8", folders)] == "8"
+    assert [folders[label] for label in find_classes(("8-11", "2"), folders)] == ["8", "9", "10", "11", "2"]
+    assert find_class(10, folders) == 10  # a label
+    for wanted in ("0", "13"):
+        with bad_input("classes", repr(wanted), "names"):
+            find_class(wanted, folders)
+    with bad_input("classes", "'0'"):
+        find_classes(("0-3",), folders)
+    years = ("cat", "1999", "dog", "1-2")
+    assert find_classes(("1999", "1-2", "dog"), years) == [1, 3, 2]
+    with bad_input("classes", "'2'", "names"):
+        find_class("2", years)
+
+
+def test_names_that_differ_in_case():
+    names = ("Cardigan", "crane", "crane", "cardigan")
+    assert find_class("cardigan", names) == 3
+    assert find_class("Cardigan", names) == 0
+    assert find_class("Crane", names) == 1
+    with bad_input("classes", "'CARDIGAN'", "'Cardigan'", "'cardigan'"):
+        find_class("CARDIGAN", names)
+
+
 def test_class_words():
     words = class_words([3, 1], NAMES)
     assert words.labels.tolist() == [3, 1]

@@ -1,6 +1,7 @@
 """Image sources: a folder of images, and a small substitute for the emoji package."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,116 @@ def test_folder_errors(tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with bad_input("data", str(tmp_path / "broken.png")):
         FolderImages(tmp_path, 8)
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path):
+    save(tmp_path / "elsewhere/1.png", (1, 2, 3))
+    save(tmp_path / "data/cat/1.png", (1, 2, 3))
+    (tmp_path / "data/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/emu").symlink_to(tmp_path / "elsewhere")  # the same images once more, for another class
+    (tmp_path / "data/cat/all").symlink_to(tmp_path / "data")
+    (tmp_path / "data/self").symlink_to(tmp_path / "data/self")
+    assert [str(p.relative_to(tmp_path / "data")) for p in find_images(tmp_path / "data")] == [
+        "cat/1.png",
+        "dog/1.png",
+        "emu/1.png",
+    ]
+    assert FolderImages(tmp_path / "data", 8).class_names == ("cat", "dog", "emu")
+
+
+def test_a_folder_with_the_name_of_an_image(tmp_path: Path):
+    save(tmp_path / "cat.png/1.png", (1, 2, 3))
+    assert FolderImages(tmp_path, 8).class_names == ("cat.png",)
+    assert len(find_images(tmp_path)) == 1
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    save(tmp_path / "cat/1.png", (1, 2, 3))
+    save(tmp_path / "cat/half[1].png", (1, 2, 3), size=(64, 64))
+    FolderImages(tmp_path, 8)
+    assert capsys.readouterr().err == ""
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cat/half[1].png")
+    content = (tmp_path / "cat/half[1].png").read_bytes()
+    (tmp_path / "cat/half[1].png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "cat/zero.jpg").write_bytes(b"")
+    (tmp_path / "cat/1.txt").write_text("a cat", "utf-8")
+    for name in ("a.heic", "b.heic", "notes"):
+        (tmp_path / "cat" / name).write_bytes(b"x")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "emu").symlink_to(tmp_path / "nowhere")
+    source = FolderImages(tmp_path, 8)
+    assert len(source) == 1
+    assert source.captions(torch.tensor([0]), torch.Generator()) == ["a cat"]
+    (line,) = capsys.readouterr().err.splitlines()
+    for piece in (
+        "1 images",
+        "2 files that cannot be read",
+        "cat/half[1].png: ",
+        "cat/zero.jpg: ",
+        "1 class folders without images (dog)",
+        "1 broken links (emu)",
+        "3 files of other types (2 .heic, 1 notes)",
+    ):
+        assert piece in line
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    save(odd / "1.png", (1, 2, 3))
+    (odd / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    save(tmp_path / "c\u0327ay/1.png", (1, 2, 3))  # as macOS writes it
+    names = FolderImages(tmp_path, 8).class_names
+    assert sorted(names) == ["caf\\xe9", "\u00e7ay"]
+    "".join(names).encode()
+    assert "\\udcff.png: " in capsys.readouterr().err
+
+
+def color_of(path: Path) -> list[int]:
+    """Return the color of the middle pixel after reading."""
+    picture = read_rgb(path, "data")
+    assert picture.mode == "RGB"
+    pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+    assert isinstance(pixel, tuple)
+    return list(pixel)
+
+
+def test_kinds_of_image_files(tmp_path: Path):
+    red, path = Image.new("RGB", (16, 16), (255, 0, 0)), tmp_path / "image"
+    red.convert("CMYK").save(path, "JPEG", quality=95)
+    np.testing.assert_allclose(color_of(path), [255, 0, 0], atol=3)
+    red.convert("CMYK").save(path, "TIFF")
+    assert color_of(path) == [255, 0, 0]
+    red.save(path, "PNG")
+    path.rename(tmp_path / "png.jpg")  # the content counts, not the extension
+    assert color_of(tmp_path / "png.jpg") == [255, 0, 0]
+    # A palette, or one color, that is transparent lies on white.
+    red.convert("P").save(path, "PNG", transparency=red.convert("P").getpixel((0, 0)))
+    assert color_of(path) == [255, 255, 255]
+    red.save(path, "PNG", transparency=(255, 0, 0))
+    assert color_of(path) == [255, 255, 255]
+    Image.new("LA", (16, 16), (0, 0)).save(path, "PNG")
+    assert color_of(path) == [255, 255, 255]
+    for kind in ("GIF", "WEBP", "PNG"):  # animations: the first frame
+        blue = Image.new("RGB", (16, 16), (0, 0, 255))
+        options = {"lossless": True} if kind == "WEBP" else {}
+        red.save(path, kind, save_all=True, append_images=[blue], **options)
+        assert color_of(path) == [255, 0, 0]
+    for mode in ("I;16", "I;16B"):
+        Image.frombytes(mode, (4, 4), (b"\x80\x81" if mode == "I;16" else b"\x81\x80") * 16).save(path, "TIFF")
+        assert color_of(path) == [0x81] * 3
+    Image.new("1", (4, 4), 1).save(path, "PNG")
+    assert color_of(path) == [255, 255, 255]
+
+
+def test_very_large_and_very_long_images(tmp_path: Path):
+    Image.new("L", (10_000, 10_000), 100).save(tmp_path / "large.png")
+    assert (FolderImages(tmp_path, 8)[torch.tensor([0])][0] * 255).unique().tolist() == [100]
+    (tmp_path / "large.png").unlink()
+    pixels = np.zeros((1, 60_001), np.uint8)
+    pixels[0, 29_990:30_011] = 200
+    Image.fromarray(pixels).save(tmp_path / "line.png")
+    images, _ = FolderImages(tmp_path, 64)[torch.tensor([0])]
+    assert (images * 255).round().unique().tolist() == [200]
 
 
 def emoji(name: str, order: int, category: str = "Food & Drink", subcategory: str = "x", google: bool = True) -> dict:

@@ -8,7 +8,7 @@ import torch
 from errors import bad_input
 
 from sfumato.data.classes import WordsSampler
-from sfumato.data.prompts import Prompt, PromptSampler, prompt_words, read_prompts
+from sfumato.data.prompts import Prompt, PromptSampler, looks_like_file, prompt_words, read_prompts
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -81,7 +81,7 @@ def test_table_of_drawbench(tmp_path: Path):
         ("p.json", '["a",\n"b"\n"c"]', ("line 3", "JSON", "',' delimiter")),
         ("p.json", '{"images": []}', ('{"annotations": [...]}',)),
         ("p.json", "5", ("list",)),
-        ("p.csv", "id,name\n1,a\n", ("line 1", "'caption', 'prompt', 'text' or 'Prompts'", "header")),
+        ("p.csv", "id,name\n1,a\n", ("line 1", "'caption', 'prompt', 'text' or 'prompts'", "header")),
         ("p.csv", "", ("line 1", "header")),
         ("p.csv", "text,id\na cat, a dog,1\n", ("line 2", "3 columns", "2")),
         ("p.csv", 'text\n"a"\n"b\n', ("line 3", "CSV", "quotes")),
@@ -102,9 +102,39 @@ def test_what_is_no_file_of_prompts(tmp_path: Path, name: str, text: str, pieces
         read_prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "Prompt,id\na; b,1\n"),
+        ("p.csv", "id;Caption\n1;a; b\n".replace("a; b", '"a; b"')),
+        ("p.csv", "id\tTEXT\n1\ta; b\n"),
+        ("p.tsv", "id\tprompt\n1\ta; b\n"),
+        ("p.tsv", "Prompt\na; b\n"),
+        ("p.CSV", "PROMPTS\na; b\n"),
+        ("p.jsonl", '{"Prompt": "a; b"}\n'),
+    ],
+)
+def test_tables_and_keys_as_people_have_them(tmp_path: Path, name: str, text: str):
+    (prompt,) = read_prompts(write(tmp_path, name, text))
+    assert prompt.caption == "a; b"
+    assert dict(prompt.metadata) in ({"id": "1"}, {})
+
+
+@pytest.mark.parametrize("text", ["caps.tx", "caps.txt", "my/caps", "caps.jsn", "C:\\caps", "./red", "caps.jsonl"])
+def test_what_looks_like_a_file(text: str):
+    assert looks_like_file(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["apple", "a cat/dog", "red apple.", "St.Paul", "U.S.A.", "see caps.txt", ".NET", "v1.5"]
+)
+def test_what_is_a_caption(text: str):
+    assert not looks_like_file(text)
+
+
 def test_missing_and_undecodable_files(tmp_path: Path):
     for path in (tmp_path / "none.txt", tmp_path, tmp_path / ("long" * 100)):
-        with bad_input("prompts", str(path), ".txt, .jsonl, .json, .csv"):
+        with bad_input("prompts", str(path), ".txt, .jsonl, .json, .csv, .tsv"):
             read_prompts(path)
     path = tmp_path / "p.txt"
     path.write_bytes("a cat\na caf\xe9\n".encode("latin-1"))

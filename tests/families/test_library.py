@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command import environment
 from errors import bad_input
 from golden_data import tokenizer_weights, transformer_weights
 from tiny import (
@@ -258,6 +261,20 @@ def test_another_models_weights(tmp_path: Path):
         load("var-d16", weights=tmp_path / "var.pth", tokenizer=tmp_path / "vae.pth")
     with bad_input("weights", "'pos_start'"):
         load("var-d16", weights=tmp_path / "vae.pth", tokenizer=tmp_path / "var.pth")
+
+
+def test_names_of_classes_in_a_locale_without_utf8(tmp_path: Path):
+    generator = tiny_var()
+    generator.card = dataclasses.replace(generator.card, class_names=("çay", "日本", "c", "d", "e"))
+    save_model(tmp_path / "model", generator)
+    code = (
+        f"from sfumato.families import read_card; print(ascii(read_card({str(tmp_path / 'model')!r}).class_names[:2]))"
+    )
+    plain = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env={**environment(), **plain}, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.strip() == ascii(("çay", "日本")), ran.stderr
 
 
 def test_weights_go_with_a_release(tiny_model: Path, tmp_path: Path):

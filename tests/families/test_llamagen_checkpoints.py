@@ -32,7 +32,7 @@ from sfumato.families.llamagen.published import (
     write_llamagen,
 )
 from sfumato.families.llamagen.tokenizer import VQConfig
-from sfumato.families.published import read_state_dict
+from sfumato.families.weight_files import read_state_dict
 from sfumato.policy import Generator
 from sfumato.settings import Settings
 

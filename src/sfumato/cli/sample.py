@@ -34,7 +34,7 @@ class Sample(SettingsOptions):
     smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """mix codes as in VAR's "more smooth" sampling"""
     weights: Path | None = None
-    """file with the transformer of a released model; downloaded from the Hugging Face Hub if not given"""
+    """file with the transformer of a released model, or FILE::ema; downloaded from the Hugging Face Hub if not given"""
     tokenizer: Path | None = None
     """file with the tokenizer of a released model; downloaded from the Hugging Face Hub if not given"""
     text_encoder: str | None = None
@@ -76,7 +76,7 @@ class Sample(SettingsOptions):
         columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
         save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
         settings = str(policy.settings) or "the model's own distribution"
-        Console().print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False)
+        Console(markup=False).print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False, soft_wrap=True)
         return 0
 
     def draw_smooth(self, policy: Any, request: Any, seeds: Any) -> Any:
@@ -93,7 +93,7 @@ class Sample(SettingsOptions):
     def words(self, generator: Any) -> Any:
         """Return the requested classes or captions, once each."""
         from sfumato.data.classes import class_words, find_classes, spread
-        from sfumato.data.prompts import find_prompts, read_prompts
+        from sfumato.data.prompts import find_prompts, looks_like_file, read_prompts
         from sfumato.request import Words
 
         names = generator.card.class_names
@@ -106,7 +106,8 @@ class Sample(SettingsOptions):
         if not self.prompts:
             raise UserError(f'prompts: {self.model} reads captions; give some, e.g. --prompts "red apple"')
         captions = list(self.prompts)
-        if len(captions) == 1 and os.path.isfile(file := find_prompts(captions[0])):
+        # A misspelled file must not be drawn as a caption: `read_prompts` says that it does not exist.
+        if len(captions) == 1 and (os.path.isfile(file := find_prompts(captions[0])) or looks_like_file(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(file)]
         return Words(names=tuple(captions))
 

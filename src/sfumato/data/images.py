@@ -4,7 +4,12 @@ A source is a finite list of (image, class) pairs with sampling weights. A token
 and its tokens are cached once for the generator.
 """
 
+import os
 import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,8 +20,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfumato.errors import UserError
+from sfumato.notes import note
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+"""Extensions of image files, in lower case. What is in a file may be any format that Pillow reads."""
 
 
 @runtime_checkable
@@ -43,24 +50,38 @@ class ImageSource(Protocol):
 class FolderImages:
     """A folder of images with one subfolder per class (or none for a single class), resized and cropped to squares.
 
-    The caption of `cat/1.png` is the text in `cat/1.txt`, or the class name if there is no such file.
+    The caption of `cat/1.png` is the text in `cat/1.txt`, or the class name if there is no such file. Of an animation,
+    the first frame is used. Files that cannot be read are left out; a note says which, and why.
+
+    Raises:
+        UserError: there is no folder, or no image in it that can be read; or a caption is not UTF-8.
     """
 
     def __init__(self, folder: str | Path, size: int):
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(f"data: {folder} is not a folder; give a folder with one subfolder of images per class")
-        files = find_images(folder)
-        if not files:
-            raise UserError(f"data: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}")
-        classes = [p.relative_to(folder).parts[0] if p.parent != folder else "image" for p in files]
+        images, unread = {}, {}
+        for path in find_images(folder):
+            try:
+                images[path] = _read_square(path, size)  # uint8
+            except UserError as error:
+                unread[path] = str(error.__cause__)
+        left_out = _left_out(folder, list(images), unread)
+        if not images:
+            known = f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}"
+            raise UserError(f"data: {known}{f'; {left_out} left out' if left_out else ''}; give another folder")
+        if left_out:
+            note(f"data: {len(images)} images in {folder}; left out: {left_out}")
+        classes = [_class_of(path, folder) for path in images]
         self.class_names = tuple(sorted(set(classes)))
-        self._labels = torch.tensor([self.class_names.index(c) for c in classes])
-        self._images = torch.stack([_read_square(p, size) for p in files])  # uint8
-        texts = [p.with_suffix(".txt") for p in files]
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        self._labels = torch.tensor([numbers[c] for c in classes])
+        self._images = torch.stack(list(images.values()))
+        texts = [p.with_suffix(".txt") for p in images]
         self._captions = [_read_caption(t) if t.is_file() else c for t, c in zip(texts, classes, strict=True)]
-        self.weights = torch.ones(len(files))
-        self.validation = torch.zeros(len(files), dtype=torch.bool)
+        self.weights = torch.ones(len(images))
+        self.validation = torch.zeros(len(images), dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -75,11 +96,56 @@ class FolderImages:
 def find_images(folder: Path) -> list[Path]:
     """Return the image files below a folder, sorted by path, with numbers by value (2.png before 10.png).
 
-    Hidden files and files in hidden folders are left out.
+    Links are followed, except to a folder that contains the link. Hidden files and files in hidden folders are left
+    out.
     """
-    images = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    shown = (p for p in images if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(shown, key=lambda path: [numbers_by_value(part) for part in path.parts])
+    images = (p for p in _below(folder) if p.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(p))
+    return sorted(images, key=lambda path: [numbers_by_value(part) for part in path.parts])
+
+
+def _below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Yield files and folders below a folder, but nothing hidden; `above` identifies the folders that contain it."""
+    try:
+        status, entries = folder.stat(), sorted(folder.iterdir())
+    except OSError:  # missing, or without permission
+        return
+    own = (status.st_dev, status.st_ino)
+    for entry in entries if own not in above else ():
+        if not entry.name.startswith("."):
+            yield entry
+            if os.path.isdir(entry):
+                yield from _below(entry, above | {own})
+
+
+def _left_out(folder: Path, images: Sequence[Path], unread: Mapping[Path, str]) -> str:
+    """Return what of a folder was left out and why, in one line; empty if nothing was."""
+    others = [p for p in _below(folder) if not os.path.isdir(p) and p not in unread and p.suffix.lower() != ".txt"]
+    broken = [str(p.relative_to(folder)) for p in others if not os.path.isfile(p)]
+    known = set(images)
+    foreign = Counter(p.suffix.lower() or p.name for p in others if p not in known and os.path.isfile(p))
+    full = {p.relative_to(folder).parts[0] for p in images}
+    empty = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != "." and p.name not in full]
+    kinds = {
+        "files that cannot be read as images": [f"{p.relative_to(folder)}: {cause}" for p, cause in unread.items()],
+        "class folders without images": empty,
+        "broken links": broken,
+        "files of other types": [f"{count} {suffix}" for suffix, count in foreign.most_common()],
+    }
+    counts = [sum(foreign.values()) if kind == "files of other types" else len(kinds[kind]) for kind in kinds]
+    parts = [
+        f"{count} {kind} ({', '.join(examples[:3])}{', ...' if len(examples) > 3 else ''})"
+        for count, (kind, examples) in zip(counts, kinds.items(), strict=True)
+        if count
+    ]
+    return ", ".join(parts)
+
+
+def _class_of(path: Path, folder: Path) -> str:
+    """Return the name of the class folder, whose name is UTF-8 whatever the locale; other bytes become escapes."""
+    if path.parent == folder:
+        return "image"
+    name = os.fsencode(path.relative_to(folder).parts[0]).decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", name)  # as people type it; macOS takes letters and accents apart
 
 
 def numbers_by_value(name: str) -> list[str | int]:
@@ -98,8 +164,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     elif picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
-    if picture.mode == "RGB":
+    if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture.copy()
+    if picture.mode == "CMYK":
+        return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
@@ -111,9 +179,11 @@ def read_rgb(path: Path, field: str) -> Image.Image:
         UserError: the file is not an image, or has floating-point pixels; the message begins with `field`.
     """
     try:
-        with Image.open(path) as file:
-            return to_rgb(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images and of odd metadata
+            with Image.open(path) as file:
+                return to_rgb(file)
+    except Exception as error:  # Pillow raises anything on damaged files; the cause is kept
         raise UserError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
 
 
@@ -127,7 +197,11 @@ def _read_caption(path: Path) -> str:
 def _read_square(path: Path, size: int) -> Tensor:
     """Read an image as uint8 (3, size, size): resize the shorter side to `size`, then crop the center."""
     image = read_rgb(path, "data")
-    scale = size / min(image.size)
+    shorter = min(image.size)
+    if max(image.size) > 8 * shorter:  # resized as a whole, a line of pixels would fill the memory
+        width, height = (min(side, 8 * shorter) for side in image.size)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.NEAREST)
+    scale = size / shorter
     image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)

@@ -1,9 +1,11 @@
 """Captions as conditions: read files of prompts, and choose the prompts of a training run."""
 
 import csv
+import difflib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,8 +17,9 @@ from sfumato.data.classes import pick, spread
 from sfumato.errors import UserError
 from sfumato.request import Words
 
-CAPTION_KEYS = ("caption", "prompt", "text", "Prompts")
-"""Possible keys or columns of the caption; the first one that is present is used. "Prompts" is DrawBench's."""
+CAPTION_KEYS = ("caption", "prompt", "text", "prompts")
+"""Possible keys or columns of the caption, in any case; the first one that is present is used. "Prompts" is
+DrawBench's."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     - `.txt`: one caption per line; blank lines and lines that start with # are skipped.
     - `.jsonl`: one object per line, with its caption under "caption", "prompt" or "text"; or one string per line.
     - `.json`: a list of such objects or strings, or COCO's {"annotations": [objects]}.
-    - `.csv`: a table with a column of one of these names, or "Prompts" as in DrawBench.
+    - `.csv`: a table with a column of one of these names, or "Prompts" as in DrawBench; separated by commas, or by
+      semicolons or tabs if the header has no comma.
+    - `.tsv`: such a table, separated by tabs.
 
-    All other keys and columns become the prompt's metadata. Whitespace within a caption is reduced to single spaces.
+    Names of keys and columns may be in any case. All other keys and columns become the prompt's metadata. Whitespace
+    within a caption is reduced to single spaces.
 
     Raises:
         UserError: the file is missing, of an unknown type or malformed, or has no captions or an empty one; the message
@@ -62,6 +68,14 @@ def find_prompts(name: str) -> Path:
     folder = Path(str(resources.files("sfumato") / "bundled/prompts"))
     bundled = {file.stem: file for file in folder.glob("*.jsonl")}
     return bundled.get(name, Path(name))
+
+
+def looks_like_file(text: str) -> bool:
+    """Return whether a text is a path rather than a caption: one word with a folder or the extension of a text file."""
+    ending = re.search(r"\.([A-Za-z]{1,5})$", text)
+    known = [suffix.removeprefix(".") for suffix in READERS]
+    close = ending is not None and difflib.get_close_matches(ending[1].lower(), known, cutoff=0.6) != []
+    return not re.search(r"\s", text) and ("/" in text or "\\" in text or close)
 
 
 def prompt_words(prompts: Sequence[Prompt]) -> Words:
@@ -94,6 +108,7 @@ class PromptSampler:
         return prompt_words([self.prompts[i] for i in spread(len(self.prompts), count)])
 
 
+_MARKS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 Items = Iterator[tuple[str, object]]
 """Raw prompts of a file, as pairs of a position ("line 3") and a string or object."""
 
@@ -130,10 +145,13 @@ def _read_json(path: Path, text: str) -> Items:
 
 
 def _read_csv(path: Path, text: str) -> Items:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = text.partition("\n")[0]
+    separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
+    separator = next((mark for mark in separators if mark in first), ",")
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
     try:
         header = [name.strip() for name in next(rows, [])]
-        if not set(CAPTION_KEYS) & set(header):
+        if not set(CAPTION_KEYS) & {name.lower() for name in header}:
             raise UserError(f"prompts: {path}, line 1: no column is named {_either(CAPTION_KEYS)}; add a header")
         twice = next((name for name in header if header.count(name) > 1), None)
         if twice is not None:
@@ -142,7 +160,7 @@ def _read_csv(path: Path, text: str) -> Items:
             if row and len(row) != len(header):
                 raise UserError(
                     f"prompts: {path}, line {rows.line_num}: {len(row)} columns, but the header has {len(header)}; "
-                    "put captions that contain commas in double quotes"
+                    f"put captions that contain {_MARKS[separator]} in double quotes"
                 )
             if row:
                 yield f"line {rows.line_num}", dict(zip(header, row, strict=True))
@@ -157,6 +175,7 @@ READERS: Mapping[str, Callable[[Path, str], Items]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
 }
 """Functions that read prompt files, by file extension."""
 
@@ -167,7 +186,7 @@ def _prompt(item: object, place: str) -> Prompt:
     caption: object = item
     if isinstance(item, Mapping):
         metadata = {str(key): value for key, value in item.items()}
-        key = next((key for key in CAPTION_KEYS if key in metadata), None)
+        key = next((key for known in CAPTION_KEYS for key in metadata if key.lower() == known), None)
         if key is None:
             raise UserError(f"{place}: the caption is missing; put it under {_either(CAPTION_KEYS)}")
         caption = metadata.pop(key)

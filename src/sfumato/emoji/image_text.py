@@ -71,7 +71,7 @@ def save_image_text(folder: Path, model: ImageTextModel) -> None:
 def load_image_text(folder: Path | None = None) -> ImageTextModel:
     """Read a model that `save_image_text` wrote, by default the bundled `emoji-clip`; it is frozen and in eval mode."""
     folder = folder or Path(str(resources.files("sfumato") / "bundled/emoji-clip"))
-    shape = json.loads((folder / "config.json").read_text())["shape"]
+    shape = json.loads((folder / "config.json").read_text("utf-8"))["shape"]
     model = ImageTextModel(shape_from(ImageTextConfig, shape))
     model.load_state_dict(read_tensors(folder / "image_text.safetensors"))
     return model.eval().requires_grad_(False)

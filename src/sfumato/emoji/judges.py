@@ -157,7 +157,7 @@ def _bundled(name: str) -> Path:
 def _load(folder: Path, wanted: type[Kind]) -> Kind:
     """Load a classifier of this type, for inference."""
     path = folder / "config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     kind, shape = FAMILIES.get(config.get("family", ""), (None, None))
     if kind is not wanted or shape is None:
         family = next(name for name, (known, _) in FAMILIES.items() if known is wanted)

@@ -61,7 +61,7 @@ class EmojiImages:
 
     def __init__(self, package: str | Path, size: int = 64, scenes: Sequence[Scene] = EMOJI_SCENES):
         package = Path(package)
-        entries = json.loads((package / "emoji.json").read_text())
+        entries = json.loads((package / "emoji.json").read_text("utf-8"))
         entries = sorted((e for e in entries if _is_emoji_class(e)), key=lambda e: e["sort_order"])
         self.class_names = tuple(e["name"].lower() for e in entries)
         self.scenes = tuple(scenes)

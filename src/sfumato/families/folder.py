@@ -160,7 +160,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: the file is missing or damaged.
     """
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
+        return dict(json.loads((folder / "config.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"model: {folder}/config.json cannot be read ({error}); copy it again") from error
 

@@ -26,7 +26,9 @@ from sfumato.families.folder import (
     shape_from,
     write_folder,
 )
-from sfumato.families.published import StateDict, read_state_dict
+from sfumato.families.published import StateDict
+from sfumato.families.weight_files import read_state_dict
+from sfumato.files import step_folders
 from sfumato.plugins import is_path, load_object
 from sfumato.policy import Card, Generator, Policy
 from sfumato.settings import PerUnit
@@ -104,8 +106,8 @@ def load(
     Args:
         name_or_path: a bundled generator ("emoji-var"), a run folder or checkpoint that Sfumato wrote, a released
             checkpoint ("var-d16", "llamagen-b-256", ...), OWNER/NAME on the hub, or path/to/family.py:build.
-        weights: file of a released network; by default the file is downloaded through `huggingface_hub`. For a run,
-            "ema" is the moving average of its weights.
+        weights: file of a released network (FILE::NAME for one of several state dicts in it); by default the file is
+            downloaded through `huggingface_hub`. For a run, "ema" is the moving average of its weights.
         tokenizer: file of a released tokenizer; by default the file is downloaded through `huggingface_hub`.
         guidance: strength of classifier-free guidance, as the family's authors define it: VAR adds g times the
             difference of conditional and unconditional logits, with g increasing over the scales; LlamaGen multiplies
@@ -150,7 +152,7 @@ def load_generator(
             family,
             release,
             read_state_dict(weights or _fetch(release.repository, release.weights, "weights")),
-            read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer")),
+            read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer"), "tokenizer"),
         )
     elif weights is not None and str(weights) == AVERAGE:
         generator = load_model(locate(name), averaged=True)
@@ -244,7 +246,7 @@ def find_model(path: Path) -> Path:
     """
     if holds_model(path):
         return path
-    candidates = [*sorted((path / "checkpoints").glob("step-*")), path / "model"]
+    candidates = [*step_folders(path / "checkpoints"), path / "model"]
     for candidate in reversed([c / "model" if (c / "model").is_dir() else c for c in candidates]):
         if holds_model(candidate):
             return candidate

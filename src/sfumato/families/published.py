@@ -1,10 +1,8 @@
-"""Helpers for the families' `published.py`: read weight files, and load tensors by their published names."""
+"""Helpers for the families' `published.py`: load and write tensors by their published names."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -12,36 +10,6 @@ from sfumato.errors import UserError
 
 StateDict = Mapping[str, Tensor]
 """Tensors by name."""
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict in a `.safetensors`, `.pth` or `.pt` file.
-
-    The state dict may be nested as in checkpoints of VAR's trainer, or under `model`, `module` or `state_dict` as in
-    LlamaGen's files. Pickles are read with `weights_only=True`: no code in the file is run.
-
-    Raises:
-        UserError: the file is missing, damaged, or does not contain a state dict.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"weights: {path} is not a file; give the path of a .safetensors or .pth file")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way; the cause is kept
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights: {path} cannot be read ({reason}); it may be truncated; download it again") from error
-    if isinstance(content, dict) and isinstance(content.get("trainer"), dict):
-        content = content["trainer"].get("var_wo_ddp")
-    for wrapping in ("model", "module", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapping), dict):
-            content = content[wrapping]
-            break
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"weights: {path} does not contain a state dict; give a file of named tensors")
-    return content
 
 
 Published = Callable[[str], tuple[str, ...]]
@@ -110,6 +78,11 @@ def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def is_autoencoder(state_dict: StateDict) -> bool:
+    """Return whether these are the tensors of a published tokenizer, whose first layer has the same name in all."""
+    return "encoder.conv_in.weight" in state_dict
 
 
 def infer_autoencoder(state_dict: StateDict, level: str, block: str) -> tuple[int, tuple[int, ...], int, int]:

@@ -24,7 +24,7 @@ from sfumato.errors import UserError
 from sfumato.files import state, write_atomically
 from sfumato.text.encoders import TextEncoder
 
-FORMAT = 3
+FORMAT = 4
 """Part of a cache's name. It must change whenever the file format or the features of an encoder change."""
 CAPTIONS_AT_ONCE = 256
 """Number of captions between two progress reports."""
