@@ -15,6 +15,7 @@ from sfumato.request import Words
 from sfumato.rewards import build_reward
 from sfumato.rewards.aesthetic import WIDTHS
 from sfumato.rewards.backbone import load_clip
+from sfumato.rewards.hps import clean
 
 transformers = pytest.importorskip("transformers")
 
@@ -200,3 +201,32 @@ def test_captions_are_encoded_once(clip_folder: Path):
     assert not calls
     assert torch.equal(again, first[[1, 0]])
     assert tiny_request([0]).words.captions == ("ant",)
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("A “red” cat’s  \n hat ", 'a "red" cat\'s hat'),
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("&lt;b&gt; a ﬂower", "<b> a flower"),
+        ("cafÃ©", "café"),
+    ],
+)
+def test_captions_of_hps_are_cleaned_as_by_open_clip(caption: str, cleaned: str):
+    pytest.importorskip("ftfy")
+    assert clean(caption) == cleaned
+
+
+def test_hps_reads_cleaned_captions(monkeypatch: pytest.MonkeyPatch):
+    read: list[list[str]] = []
+
+    class Reading:
+        def cosines(self, images: torch.Tensor, captions: list[str]) -> torch.Tensor:
+            read.append(captions)
+            return torch.zeros(len(images))
+
+    pytest.importorskip("ftfy")
+    monkeypatch.setattr("sfumato.rewards.hps.load_hps", lambda weights, base: Reading())
+    words = Words(labels=torch.zeros(1, dtype=torch.long), names=("x",), captions=("A “cat” &amp; dog",))
+    build_reward({"hps": 1.0})(IMAGES[:1], words)
+    assert read == [['a "cat" & dog']]

@@ -46,6 +46,8 @@ def server() -> Iterator[FakeModel]:
             fake.requests.append(request)
             fake.tokens.append(self.headers["Authorization"])
             status = fake.failures.pop(0) if fake.failures else 200
+            if not status:
+                return  # closes the connection
             picture, text = request["messages"][0]["content"]
             data = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
             with Image.open(io.BytesIO(data)) as opened:
@@ -119,11 +121,122 @@ def test_a_server_that_refuses_is_not_asked_again(server: FakeModel):
     assert len(server.requests) == 1
 
 
-def test_a_server_that_is_away(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", lambda seconds: None)
+def test_a_server_that_was_never_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", pauses.append)
     name = "judge?endpoint=http://127.0.0.1:9&retries=2"
-    with pytest.raises(RewardError, match=r"http://127\.0\.0\.1:9/.* 3 .*URLError"):
+    with pytest.raises(RewardError, match=r"http://127\.0\.0\.1:9/.*URLError.*is the server running"):
         build_reward({name: 1.0})(IMAGES, WORDS)
+    assert not pauses
+
+
+def test_a_server_that_goes_away_is_waited_for(
+    server: FakeModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pauses: list[float] = []
+    monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", pauses.append)
+    server.answer = lambda question, mean: says("Final Score: 4")
+    reward = build_reward({f"unifiedreward?endpoint={server.address}&concurrency=1&retries=2": 1.0})
+    reward(IMAGES, WORDS)
+    assert "waiting" not in capsys.readouterr().err
+    server.failures = [0] * 6  # closes the connection
+    for _ in range(2):
+        with pytest.raises(RewardError, match=r"did not answer 3 requests .*RemoteDisconnected"):
+            reward(IMAGES[:1], WORDS[:1])
+    assert pauses == [0.5, 1.0, 0.5, 1.0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"waiting for {server.address}/chat/completions" in lines[0]
+
+
+@dataclass
+class Recorder:
+    """A local server that records the headers of every request and gives one answer."""
+
+    address: str
+    port: int
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+    """method and Authorization of each request"""
+    status: int = 200
+    location: str = ""
+
+
+@pytest.fixture
+def recorder() -> Iterator[Callable[[], Recorder]]:
+    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start() -> Recorder:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                record.seen.append((self.command, self.headers["Authorization"]))
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                body = json.dumps({"scores": [9.0] * 3}).encode()
+                self.send_response(record.status)
+                if record.location:
+                    self.send_header("Location", record.location)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def do_CONNECT(self) -> None:
+                self.do_POST()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        record = Recorder(f"http://127.0.0.1:{http.server_address[1]}", http.server_address[1])
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        running.append((http, thread))
+        return record
+
+    yield start
+    for http, thread in running:
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused(recorder: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch, status: int):
+    monkeypatch.setenv("SFUMATO_REWARD_TOKEN", "secret")
+    named, other = recorder(), recorder()
+    named.status, named.location = status, f"{other.address}/score"
+    with pytest.raises(RewardError, match=rf"redirects to {other.address}/score"):
+        build_reward({named.address: 1.0})(IMAGES, WORDS)
+    assert named.seen == [("POST", "Bearer secret")]
+    assert not other.seen
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "away.invalid"])
+def test_no_request_passes_a_proxy_that_can_read_it(
+    recorder: Callable[[], Recorder], monkeypatch: pytest.MonkeyPatch, host: str
+):
+    monkeypatch.setenv("SFUMATO_REWARD_TOKEN", "secret")
+    named, proxy = recorder(), recorder()
+    for variable in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, proxy.address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    reward = build_reward({f"http://{host}:{named.port}": 1.0})
+    if host == "away.invalid":
+        with pytest.raises(RewardError, match=r"away\.invalid.* does not answer"):
+            reward(IMAGES, WORDS)
+    else:
+        assert reward(IMAGES, WORDS)[0].tolist() == [9.0] * 3
+        assert named.seen == [("POST", "Bearer secret")]
+    assert not proxy.seen
+
+
+def test_a_token_stays_out_of_messages(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SFUMATO_REWARD_TOKEN", "sec\nret")
+    with pytest.raises(RewardError, match="token: ") as error:
+        build_reward({"http://127.0.0.1:9": 1.0})(IMAGES, WORDS)
+    assert "sec" not in str(error.value).replace("SFUMATO_REWARD_TOKEN", "")
 
 
 @pytest.mark.parametrize("name", ["judge", "deqa", "unifiedreward"])
@@ -179,6 +292,31 @@ def test_deqa_is_the_mean_level(server: FakeModel):
         ('{"quality": "good"}', math.nan),
         ('{"inequality": 3}', math.nan),
         ('{"quality": ', math.nan),
+        ('{"quality": 3.5, "explanation": "The overall quality: 2 of 5 parts are blurred"}', 3.5),
+        ('{"quality": 3.5, "explanation": "The overall quality: 2 of 5 par', 3.5),  # cut off
+        ('{"quality": 3.5} The quality: 2 is for the parts.', 3.5),
+        ('{"explanation": "quality: 2", "quality": 3.5,}', 3.5),
+        ("{'explanation': 'it's quality: 2', 'quality': 3.5}", 3.5),
+        ('{\\"quality\\": 3.5, \\"why\\": \\"quality: 2\\"}', 3.5),
+        ("{“quality”: 3.5}", 3.5),
+        ("{‘quality’: “3.5”}", 3.5),
+        ('{"quality": +3.5}', 3.5),
+        ('{"quality": [3.5]}', 3.5),
+        ('{"result": {"quality": 3}}', 3.0),
+        ('{"quality": 4 "real": 1}', 4.0),
+        ("The set {a, b} has quality: 3", 3.0),
+        ('{"quality": 2} {"quality": null}', math.nan),
+        ('{"quality": [3, 4]}', math.nan),
+        ('{"quality": "3 to 4"}', math.nan),
+        ('{"quality": "3-4"}', math.nan),
+        ('{"quality": 3,5}', math.nan),
+        ("quality: 3,5", math.nan),
+        ('{"quality": "4/10"}', math.nan),
+        ('{"quality": "4%"}', math.nan),
+        ('{"quality": "no idea"}', math.nan),
+        ('{"quality": NaN}', math.nan),
+        ("{" * 3000, math.nan),
+        ('{"a":' * 3000, math.nan),
         ("", math.nan),
     ],
 )

@@ -1,9 +1,10 @@
 """Image preprocessing for reward models: resize, crop and normalize batches of tensors.
 
-The original processors work on 8-bit images and resize with PIL. These functions reproduce them, except for the
-rounding between PIL's two passes: values are rounded to 8 bits before and after resizing.
+The original processors work on 8-bit images and resize with PIL. These functions reproduce them within one of 255
+levels.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -30,10 +31,13 @@ def resize(
     images: Float[Tensor, "B 3 H W"], height: int, width: int, mode: Literal["bicubic", "bilinear"] = "bicubic"
 ) -> Float[Tensor, "B 3 h w"]:
     """Resize images in [0, 1] with antialiasing, as PIL does; the results are multiples of 1/255."""
-    if images.shape[-2:] == (height, width):
-        return to_bytes(images).float() / 255
-    resized = F.interpolate(to_bytes(images).float(), (height, width), mode=mode, antialias=True, align_corners=False)
-    return resized.round().clamp(0, 255) / 255
+    pixels = to_bytes(images).float()
+    # PIL resizes the width, rounds and clips, then the height. Bilinear weights do not overshoot: one pass is as close.
+    sizes = [(images.shape[-2], width), (height, width)] if mode == "bicubic" else [(height, width)]
+    for size in sizes:
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False).round().clamp(0, 255)
+    return pixels / 255
 
 
 def resize_shortest(
@@ -45,15 +49,23 @@ def resize_shortest(
     return resize(images, side * height // short, side * width // short, mode)
 
 
-def center_crop(images: Float[Tensor, "B 3 H W"], height: int, width: int) -> Float[Tensor, "B 3 h w"]:
-    """Crop the center of images that are at least this large; an odd pixel is cut off at the bottom or right."""
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+def center_crop(
+    images: Float[Tensor, "B 3 H W"], height: int, width: int, rounding: Literal["even", "down"] = "even"
+) -> Float[Tensor, "B 3 h w"]:
+    """Crop the center of images that are at least this large.
+
+    Half of an odd excess is rounded to an even number as torchvision does, or down as transformers' processors do.
+    """
+    halves = ((images.shape[-2] - height) / 2, (images.shape[-1] - width) / 2)
+    top, left = (round(half) if rounding == "even" else math.floor(half) for half in halves)
     return images[..., top : top + height, left : left + width]
 
 
-def crop_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:
+def crop_square(
+    images: Float[Tensor, "B 3 H W"], side: int, rounding: Literal["even", "down"] = "even"
+) -> Float[Tensor, "B 3 s s"]:
     """Resize the shorter side to `side` pixels and crop the center, as for CLIP."""
-    return center_crop(resize_shortest(images, side), side, side)
+    return center_crop(resize_shortest(images, side), side, side, rounding)
 
 
 def pad_square(images: Float[Tensor, "B 3 H W"], side: int) -> Float[Tensor, "B 3 s s"]:

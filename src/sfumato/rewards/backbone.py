@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,13 @@ class Clip:
 
 
 @functools.cache
-def load_clip(model: str, tokenizer: str | None = None) -> Clip:
+def load_clip(model: str, tokenizer: str | None = None, rounding: Literal["even", "down"] = "even") -> Clip:
     """Load a CLIP model by hub id or folder; later calls return the same object.
+
+    Args:
+        model: hub id or folder of the model.
+        tokenizer: hub id or folder of the tokenizer, if it is not the model's.
+        rounding: how its authors crop: "even" as OpenAI's code, "down" as transformers' processor.
 
     Raises:
         UserError: transformers is missing, or the model cannot be loaded.
@@ -75,4 +80,5 @@ def load_clip(model: str, tokenizer: str | None = None) -> Clip:
     return Clip(
         needs.pretrained(transformers.CLIPModel, model),
         needs.pretrained(transformers.AutoTokenizer, tokenizer or model),
+        functools.partial(crop_square, rounding=rounding),
     )

@@ -1,25 +1,37 @@
 """The protocol of a reward, and the weighted sum of several."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import UserError
+from sfumato.plugins import describe, is_path, split_name
 from sfumato.request import Words
 from sfumato.rewards.deadline import Deadline, OverdueError
+from sfumato.rewards.sharing import Lent
+
+LARGEST, LARGEST_WEIGHT = 1e10, 1e6
+"""Largest magnitudes of an adjusted score and of a weight. The squares of their products, summed over a batch, are
+float32 numbers, so that neither the total nor its statistics can overflow."""
+LENT = Lent()
+"""The copy of the images that rewards get, so that no reward can change those of the others, or the pictures."""
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Score B images in [0, 1]; the scores are on the images' device. Higher is better; NaN means "no score".
 
-    Any function with this signature is a reward. A reward that may return NaN can give the reason in an attribute
-    `last_failure`.
+    Any function with this signature is a reward. A list or an array of B numbers, other dtypes and devices, and the
+    shape (B, 1) are converted. A reward may write to its images, which are a copy. One that may return NaN can give the
+    reason in an attribute `last_failure`.
     """
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words, /) -> Float[Tensor, " B"]: ...
@@ -56,9 +68,12 @@ class Part:
             raise UserError(f"thresholds: {self.thresholds} are not in ascending order; sort them")
         if len(self.levels) == 1:
             raise UserError(f"levels: {self.levels} has a single level; give at least two, or none")
-        for name in ("weight", "scale", "offset"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name}: {getattr(self, name)} is not finite; give a finite number")
+        for name in ("weight", "scale", "offset", "levels", "thresholds"):
+            for number in np.atleast_1d(getattr(self, name)).tolist():
+                if not abs(number) <= torch.finfo(torch.float32).max:  # NaN too
+                    raise UserError(f"{name}: {number} is not a finite float32 number; give a smaller number")
+        if abs(self.weight) > LARGEST_WEIGHT:
+            raise UserError(f"weight: {self.weight:g} is beyond {LARGEST_WEIGHT:g}; give a smaller one, or a scale")
 
     def adjust(self, scores: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """Apply levels, scale and offset to raw scores; NaN stays NaN. Levels without thresholds are not applied."""
@@ -82,9 +97,9 @@ class WeightedSum:
 
         Raises:
             RewardError: a part raised an exception or took too long, or its scores have the wrong shape or are
-                infinite; the message names it.
+                infinite or too large; the message names it.
         """
-        scores = {name: part.adjust(self._score(name, images, words)) for name, part in self.parts.items()}
+        scores = {name: self._score(name, part, images, words) for name, part in self.parts.items()}
         return self.total(scores), scores
 
     def total(self, scores: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
@@ -121,7 +136,7 @@ class WeightedSum:
         """
         thresholds = {}
         for name in self.without_thresholds():
-            scores = self._score(name, images, words)
+            scores = self._score(name, Part(reward=self.parts[name].reward), images, words)
             known = scores[~scores.isnan()]
             if not len(known):
                 raise RewardError(f"reward {name!r} scores none of {len(images)} images; give its thresholds")
@@ -144,20 +159,19 @@ class WeightedSum:
                     f"max_unscored {max_unscored}{f' ({reason})' if reason else ''}; fix it, or raise max_unscored"
                 )
 
-    def _score(self, name: str, images: Tensor, words: Words) -> Float[Tensor, " B"]:
-        return score(name, self.parts[name].reward, images, words, self.deadline)
+    def _score(self, name: str, part: Part, images: Tensor, words: Words) -> Float[Tensor, " B"]:
+        return score(name, part, LENT(images), words, self.deadline)
 
 
 @torch.no_grad()
-def score(
-    name: str, reward: Reward, images: Tensor, words: Words, deadline: Deadline | None = None
-) -> Float[Tensor, " B"]:
-    """Return the scores of one reward as float32 on the images' device, after checking them.
+def score(name: str, part: Part, images: Tensor, words: Words, deadline: Deadline | None = None) -> Float[Tensor, " B"]:
+    """Return the adjusted scores of one part as float32 on the images' device, after checking them.
 
     Raises:
-        RewardError: the reward raised an exception or took too long, or its scores have the wrong shape or are
-            infinite; the message names it.
+        RewardError: the reward raised an exception or took too long, or its scores have the wrong shape, are infinite,
+            or are too large with scale and offset; the message names it.
     """
+    reward = part.reward
     words = words.to(images.device)
     try:
         scores = reward(images, words) if deadline is None else deadline.call(reward, images, words)
@@ -167,31 +181,81 @@ def score(
             f"reward {name!r} did not return within {deadline.seconds:g} s; fix it, or raise reward_timeout"
         ) from error
     except Exception as error:  # user code can raise anything; the cause is kept
-        raise RewardError(f"reward {name!r} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(scores, Tensor) or scores.shape != (len(images),):
-        returned = f"a tensor {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise RewardError(f"reward {name!r} failed: {describe(error)}") from error
+    exact = _as_tensor(scores, len(images))
+    if exact is None:
+        shape = f" {tuple(scores.shape)}" if isinstance(scores, Tensor | np.ndarray) else ""
         raise RewardError(
-            f"reward {name!r} returned {returned} for {len(images)} images; return a tensor ({len(images)},)"
+            f"reward {name!r} returned a {type(scores).__name__}{shape} for {len(images)} images; "
+            f"return a tensor ({len(images)},)"
         )
-    infinite = scores.isinf()
-    if infinite.any():
-        first = int(infinite.nonzero()[0, 0])
+    single = exact.to(images.device, torch.float32)
+    result = part.adjust(single)
+    too_large = single.isinf() | (result.abs() > LARGEST)
+    if too_large.any():  # the only reading from a GPU
+        first = int(too_large.nonzero()[0, 0])
+        value = f"{exact[first].item():g}"
+        if single[first].isfinite():
+            value += f", with scale and offset {result[first].item():g},"
         raise RewardError(
-            f"reward {name!r} returned {scores[first].item()} for {int(infinite.sum())} of {len(images)} images "
-            f"(first: {words.names[first]!r}); return finite scores, or NaN for no score"
+            f"reward {name!r} returned {value} for {int(too_large.sum())} of {len(images)} images "
+            f"(first: {words.names[first]!r}); return numbers up to {LARGEST:g} after scaling, or NaN for no score"
         )
-    return scores.to(images.device, torch.float32)
+    return result
+
+
+def _as_tensor(scores: Any, count: int) -> Tensor | None:
+    """Return what a reward returned as a tensor of `count` real numbers; None if it is something else."""
+    if not isinstance(scores, Tensor):
+        if not isinstance(scores, list | tuple) and not hasattr(scores, "__array__"):
+            return None
+        if isinstance(scores, list | tuple):
+            scores = [score.detach().cpu() if isinstance(score, Tensor) else score for score in scores]
+        try:
+            array = np.asarray(scores)
+            if array.dtype.kind not in "biufO":  # text and complex numbers are no scores
+                return None
+            scores = torch.from_numpy(array.astype(np.float64))  # None becomes NaN
+        except (TypeError, ValueError, OverflowError):
+            return None
+    if scores.shape == (count, 1):
+        scores = scores.squeeze(1)
+    return None if scores.shape != (count,) or scores.is_complex() else scores.detach()
 
 
 def statistics(total: Float[Tensor, " B"], scores: Mapping[str, Float[Tensor, " B"]]) -> dict[str, float]:
     """Return the mean and standard deviation of the total and of every part over the images that have a score, each
-    part's correlation with the total (0 if one of the two is constant), and the share of images without a total."""
+    part's correlation with the total (0 if one of the two is constant), and the share of images without a total.
+
+    The names are those of `short_names`.
+    """
+    short = short_names(scores)
     metrics = {"reward_mean": _mean(total), "reward_std": _std(total), "unscored": total.isnan().float().mean().item()}
     for name, part in scores.items():
-        metrics[f"reward/{name}"] = _mean(part)
-        metrics[f"reward_std/{name}"] = _std(part)
-        metrics[f"reward_correlation/{name}"] = correlation(part, total)
+        metrics[f"reward/{short[name]}"] = _mean(part)
+        metrics[f"reward_std/{short[name]}"] = _std(part)
+        metrics[f"reward_correlation/{short[name]}"] = correlation(part, total)
     return metrics
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a short name for each reward, for metrics: own code goes by the name of its function or class.
+
+    If two would be equal, the options, the file's name, or all of the path are added. Other names stay as they are.
+    """
+    candidates = {name: _candidates(name) for name in names}
+    taken = Counter(short for shorts in candidates.values() for short in dict.fromkeys(shorts))
+    return {name: next((s for s in shorts if taken[s] == 1), name) for name, shorts in candidates.items()}
+
+
+def _candidates(name: str) -> list[str]:
+    base, query = split_name(name)
+    if not is_path(base):
+        return [name]
+    path, _, function = base.rpartition(":")
+    options = f"?{query}" if query else ""
+    file = f"{Path(path).name}:{function}"
+    return [function, function + options, file, file + options, name]
 
 
 def correlation(first: Float[Tensor, " B"], second: Float[Tensor, " B"]) -> float:

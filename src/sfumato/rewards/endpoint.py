@@ -1,12 +1,19 @@
-"""Requests to servers, with a time limit, retries with increasing pauses, and several requests at a time."""
+"""Requests to servers, with a time limit, retries with increasing pauses, and several requests at a time.
+
+A request and its token go to the named host and port only: redirects are not followed, and a proxy of the environment
+is used only for https to other machines, where it cannot read what passes.
+"""
 
 import base64
 import http.client
 import io
+import ipaddress
 import json
 import os
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +26,7 @@ from torch import Tensor
 
 from sfumato.data.pictures import to_pictures
 from sfumato.errors import UserError
+from sfumato.notes import note
 
 Item = TypeVar("Item")
 
@@ -32,6 +40,41 @@ class EndpointError(RuntimeError):
     """A server cannot be reached, or refuses the request."""
 
 
+class Contacts:
+    """Which servers have answered this process, and which of them it waits for."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._answered: set[str] = set()
+        self._awaited: set[str] = set()
+
+    def answered(self, url: str) -> None:
+        """Note that a server is there."""
+        with self._lock:
+            self._answered.add(url)
+            self._awaited.discard(url)
+
+    def has_answered(self, url: str) -> bool:
+        """Whether a server was ever there."""
+        with self._lock:
+            return url in self._answered
+
+    def wait(self, url: str, reason: str) -> None:
+        """Say once, until the server answers again, that it is waited for."""
+        with self._lock:
+            if url not in self._awaited:
+                self._awaited.add(url)
+                note(f"waiting for {url} ({reason})")
+
+
+CONTACTS = Contacts()
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+        return None  # the redirect is then an HTTPError
+
+
 @dataclass(frozen=True, kw_only=True)
 class Requests:
     """Settings for requests to a server."""
@@ -39,9 +82,14 @@ class Requests:
     timeout: float = 120.0
     """time limit for one answer, in seconds"""
     retries: int = 8
-    """number of retries when the server is unavailable or overloaded; the pauses grow from 0.5 to 30 seconds"""
+    """number of retries when the server is overloaded, or is away after it has answered before; the pauses grow from
+    0.5 to 30 seconds"""
     token: str = ""
     """bearer token to send; none if empty"""
+
+    def __post_init__(self):
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise UserError("token: it has a line break or characters that are not ASCII; set it to the server's token")
 
     def post(self, url: str, body: bytes, content_type: str) -> bytes:
         """Send a POST request and return the body of the response.
@@ -52,20 +100,30 @@ class Requests:
         headers = {"Content-Type": content_type}
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
-        reason = ""
+        opener, reason = _opener(url), ""
         for attempt in range(self.retries + 1):
             request = urllib.request.Request(url, data=body, headers=headers, method="POST")
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return response.read()
+                with opener.open(request, timeout=self.timeout) as response:
+                    answer = response.read()
+                CONTACTS.answered(url)
+                return answer
             except urllib.error.HTTPError as error:
                 with error:
                     reason = f"{error.code} {error.read(2000).decode(errors='replace')}".strip()
+                if 300 <= error.code < 400:
+                    target = error.headers.get("Location", "nowhere")
+                    raise EndpointError(
+                        f"{url} redirects to {target}, which is not followed; give the address that answers"
+                    ) from None
                 if error.code not in REPEATED:
                     raise EndpointError(f"{url} refused: {reason}") from None
             except (OSError, http.client.HTTPException) as error:  # unreachable, disconnected or too slow
                 reason = f"{type(error).__name__}: {error}"
+                if not CONTACTS.has_answered(url):  # it was never started, or the address is wrong
+                    raise EndpointError(f"{url} does not answer ({reason}); is the server running?") from None
             if attempt < self.retries:
+                CONTACTS.wait(url, reason)
                 time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
         raise EndpointError(f"{url} did not answer {self.retries + 1} requests ({reason}); is the server running?")
 
@@ -80,6 +138,20 @@ class Requests:
             return json.loads(answer)
         except ValueError as error:
             raise EndpointError(f"{url} returned an answer that is not JSON: {answer[:80]!r}") from error
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    address = urllib.parse.urlsplit(url)
+    tunneled = address.scheme == "https" and not is_loopback(address.hostname or "")
+    return urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler(None if tunneled else {}))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, given by name or IP address, is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def ask_all(ask: Callable[[Item], Any], items: Sequence[Item], concurrency: int) -> list[Any]:

@@ -1,6 +1,7 @@
 """HPSv2.1 (Wu et al. 2023): CLIP ViT-H/14 trained on human preferences. The weights have open_clip's names."""
 
 import functools
+import html
 import re
 from dataclasses import dataclass
 
@@ -27,7 +28,17 @@ class Hps:
         load_hps(self.weights, self.base)
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
-        return load_hps(self.weights, self.base).cosines(images, words.captions)
+        return load_hps(self.weights, self.base).cosines(images, [clean(caption) for caption in words.captions])
+
+
+def clean(caption: str) -> str:
+    """Clean a caption as open_clip's tokenizer does: wrongly decoded text, typographic characters, HTML, spaces, case.
+
+    Raises:
+        UserError: ftfy is not installed.
+    """
+    fixed = needs.package("ftfy", "clip").fix_text(caption)
+    return " ".join(html.unescape(html.unescape(fixed)).split()).lower()
 
 
 @functools.cache
@@ -35,9 +46,10 @@ def load_hps(weights: str, base: str) -> Clip:
     """Load the model from an open_clip checkpoint; later calls return the same object.
 
     Raises:
-        UserError: transformers is missing, or the model cannot be loaded.
+        UserError: transformers or ftfy is missing, or the model cannot be loaded.
     """
     transformers = needs.package("transformers", "clip")
+    needs.package("ftfy", "clip")
     config = needs.pretrained(transformers.CLIPConfig, base)
     tokenizer = needs.pretrained(transformers.AutoTokenizer, base)
     checkpoint = needs.weights(weights)

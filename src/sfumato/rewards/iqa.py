@@ -1,7 +1,13 @@
 """No-reference image quality by any metric of pyiqa; MANIQA (Yang et al. 2022) by default."""
 
 import functools
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,11 +60,42 @@ def load_metric(name: str, weights: str | None) -> Any:
     known = pyiqa.list_models("NR")
     if name not in known:
         raise UserError(f"metric: {name!r} is not a no-reference metric of pyiqa; give one of {', '.join(known)}")
-    options = {} if weights is None else {"pretrained_model_path": str(needs.file(weights))}
     try:
-        metric = pyiqa.create_metric(name, device="cpu", **options)
+        with safe_unpickling(), tempfile.TemporaryDirectory() as folder:
+            options = {} if weights is None else {"pretrained_model_path": wrapped(weights, Path(folder))}
+            metric = pyiqa.create_metric(name, device="cpu", **options)
     except OSError as error:
         raise UserError(
             f"weights: those of {name} cannot be downloaded ({needs.first_line(error)}); give the path of a file"
         ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"weights: those of {name} contain more than tensors, or are damaged; give a file of tensors"
+        ) from error
+    except (KeyError, RuntimeError) as error:
+        if weights is None:
+            raise
+        raise UserError(f"weights: {weights} do not fit {name} ({' '.join(str(error).split())[:200]})") from error
     return metric.eval().requires_grad_(False)
+
+
+@contextmanager
+def safe_unpickling() -> Iterator[None]:
+    """Let `torch.load` run no code in files, whatever its caller asks for; pyiqa asks for `weights_only=False`."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def wrapped(weights: str, folder: Path) -> str:
+    """Write a file of weights as pyiqa reads it, under `params`, and return its path. Authors publish bare tensors."""
+    held = needs.weights(weights)
+    torch.save(held if "params" in held else {"params": held}, folder / "weights.pth")
+    return str(folder / "weights.pth")

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 from urllib.parse import unquote
 
 from sfumato.errors import UserError
-from sfumato.plugins import is_path, load_object
+from sfumato.plugins import describe, is_path, load_object, split_name
 from sfumato.rewards.base import Part, Reward
 
 Maker = Callable[..., Any]
@@ -32,7 +32,7 @@ def build_part(name: str, weight: float, known: Mapping[str, Maker]) -> Part:
     Raises:
         UserError: the reward or an option does not exist, or a value has the wrong type.
     """
-    base, _, query = name.partition("?")
+    base, query = split_name(name)
     options = split_options(name, query)
     hints = get_type_hints(Part)
     own = {option: text for option, text in options.items() if option not in PART_OPTIONS}
@@ -68,7 +68,7 @@ def files_of_reward(name: str) -> list[str]:
     Raises:
         UserError: an option is malformed.
     """
-    base, _, query = name.partition("?")
+    base, query = split_name(name)
     code = [base.rpartition(":")[0]] if is_path(base) else []
     wanted = {option: text for option, text in split_options(name, query).items() if option not in PART_OPTIONS}
     return code + [text for option, text in wanted.items() if code or option.rpartition(".")[2] in FILE_OPTIONS]
@@ -89,8 +89,19 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
                 f"reward {name!r}: unknown option {next(iter(options))!r}; {base} takes {', '.join(PART_OPTIONS)}"
             )
         return maker
+    try:
+        return _construct(name, base, maker, options)
+    except (Exception, SystemExit) as error:
+        if not is_path(base) or (isinstance(error, UserError) and str(error).startswith("reward ")):
+            raise
+        # A user's code may raise anything; the cause is kept.
+        raise UserError(f"reward {name!r}: it cannot be constructed: {describe(error)}") from error
+
+
+def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) -> Reward:
+    signature = inspect.signature(maker).parameters.values()
     hints = get_type_hints(maker.__init__ if not dataclasses.is_dataclass(maker) else maker)
-    parameters = [p for p in inspect.signature(maker).parameters.values() if p.name in hints]
+    parameters = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in parameters]
     for option in options:
         if option not in names:
@@ -100,7 +111,16 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise UserError(f"reward {name!r}: {missing[0]} is missing; write {base}?{missing[0]}=VALUE")
-    return cast(Reward, maker(**{o: convert(f"reward {name!r}: {o}", text, hints[o]) for o, text in options.items()}))
+    kinds = {p.name: hints.get(p.name, _kind_of(p.default)) for p in parameters}
+    reward = maker(**{o: convert(f"reward {name!r}: {o}", text, kinds[o]) for o, text in options.items()})
+    if not callable(reward):
+        raise UserError(f"reward {name!r}: {maker.__name__} has no __call__; add __call__(self, images, words)")
+    return cast(Reward, reward)
+
+
+def _kind_of(default: Any) -> type:
+    """Return the type of an option without a type hint: that of its default, or text."""
+    return type(default) if isinstance(default, bool | int | float) else str
 
 
 def convert(what: str, text: str, kind: Any) -> Any:
@@ -112,6 +132,8 @@ def convert(what: str, text: str, kind: Any) -> Any:
     arguments = get_args(kind)
     if get_origin(kind) in (Union, types.UnionType):
         return convert(what, text, next(a for a in arguments if a is not type(None))) if text else None
+    if kind is Any:
+        return text
     if get_origin(kind) is tuple:
         return tuple(convert(what, item.strip(), arguments[0]) for item in text.split(",") if item.strip())
     if get_origin(kind) is Literal or kind is bool:

@@ -12,7 +12,7 @@ import torch
 from sfumato.errors import UserError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "clip": ("transformers",),
+    "clip": ("transformers", "ftfy"),
     "geneval": ("transformers", "scipy"),
     "iqa": ("pyiqa",),
     "ocr": ("rapidocr_onnxruntime",),
@@ -70,7 +70,9 @@ def weights(path: str) -> dict[str, Any]:
         if source.suffix == ".safetensors":
             return safetensors.torch.load_file(source)
         held = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} contains more than tensors, or is damaged; give a file of tensors") from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError) as error:
         raise UserError(f"{path} does not contain weights ({first_line(error)[:200]}); download it again") from error
     if not isinstance(held, dict):
         raise UserError(f"{path} contains a {type(held).__name__}, not weights; download it again")

@@ -19,8 +19,8 @@ class PickScore:
     """hub id or folder of the tokenizer"""
 
     def __post_init__(self):
-        load_clip(self.model, self.tokenizer)
+        load_clip(self.model, self.tokenizer, "down")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
-        clip = load_clip(self.model, self.tokenizer)
+        clip = load_clip(self.model, self.tokenizer, "down")
         return clip.model.logit_scale.exp().to(images.device) * clip.cosines(images, words.captions)

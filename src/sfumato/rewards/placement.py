@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sfumato.request import Words
 from sfumato.rewards.base import Reward, WeightedSum
-from sfumato.rewards.sharing import OncePerBatch
+from sfumato.rewards.sharing import Lent, OncePerBatch
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Placed:
     device: torch.device
     moved: OncePerBatch[Tensor]
     """the images on this device: one copy for all rewards, so that they still share what they compute of it"""
+    lent: Lent
+    """what rewards get of this copy"""
 
     @property
     def last_failure(self) -> str:
@@ -26,12 +28,14 @@ class Placed:
         return getattr(self.reward, "last_failure", "")
 
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
-        there = self.moved(images, lambda: images.to(self.device))
+        there = self.lent(self.moved(images, lambda: images.to(self.device)))
         return self.reward(there, words.to(self.device))
 
 
 def placed(rewards: WeightedSum, device: torch.device) -> WeightedSum:
     """Return the same sum, with rewards that run on this device; the scores are still on the images' device."""
-    moved: OncePerBatch[Tensor] = OncePerBatch()
-    parts = {name: replace(part, reward=Placed(part.reward, device, moved)) for name, part in rewards.parts.items()}
+    moved, lent = OncePerBatch[Tensor](), Lent()
+    parts = {
+        name: replace(part, reward=Placed(part.reward, device, moved, lent)) for name, part in rewards.parts.items()
+    }
     return replace(rewards, parts=parts)

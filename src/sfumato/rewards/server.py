@@ -4,7 +4,6 @@ GET  /health   returns {"reward": NAME, "status": "ready"}
 POST /score    takes images and words as in `wire`; returns {"scores": [number or null, ...], "reason": TEXT}
 """
 
-import ipaddress
 import secrets
 import threading
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.base import Part, RewardError, score
+from sfumato.rewards.endpoint import is_loopback
 from sfumato.rewards.wire import Answer, unpack
 
 LARGEST_REQUEST = 256 * 2**20
@@ -60,7 +60,7 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
             return refuse(400, str(error))
         try:
             with one_at_a_time:
-                scores = part.adjust(score(name, part.reward, images.to(device), words.to(device)))
+                scores = score(name, part, images.to(device), words.to(device))
         except RewardError as error:
             return refuse(422, str(error))
         reason = getattr(part.reward, "last_failure", "") if bool(torch.isnan(scores).any()) else ""
@@ -106,9 +106,5 @@ def check_host(host: str, token: str) -> None:
     Raises:
         UserError: the host is not loopback and no token is set.
     """
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback and not token:
+    if not is_loopback(host) and not token:
         raise UserError(f"host: {host} can be reached from other machines; set SFUMATO_REWARD_TOKEN to a secret")

@@ -36,9 +36,35 @@ class OncePerBatch(Generic[Result]):
     def __call__(self, images: Tensor, compute: Callable[[], Result], key: Hashable = None) -> Result:
         """Return the result for these images and this key; it is computed unless it is cached."""
         with self._lock:
-            # Tensors created in inference mode cannot be changed in place outside it and have no version counter.
-            key = (None if images.is_inference() else images._version, key)
+            key = (_version(images), key)
             if self._result is None or self._images() is not images or self._key != key:
                 self._result = compute()
                 self._images, self._key = weakref.ref(images), key
             return self._result
+
+
+class Lent:
+    """A copy of a batch for rewards, which may write to it. All share it until one changes it; then it is renewed."""
+
+    def __init__(self):
+        self._held: OncePerBatch[list[tuple[Tensor, int | None]]] = OncePerBatch()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return a copy of the images that equals them."""
+        held = self._held(images, lambda: [_copy(images)])
+        copy, version = held[0]
+        # On the CPU, NumPy writes without increasing the version counter. On a GPU, a comparison would wait for it.
+        changed = copy._version != version if copy.is_cuda and version is not None else not torch.equal(copy, images)
+        if changed or copy.requires_grad:
+            held[0] = _copy(images)
+        return held[0][0]
+
+
+def _copy(images: Tensor) -> tuple[Tensor, int | None]:
+    copy = images.clone()
+    return copy, _version(copy)
+
+
+def _version(images: Tensor) -> int | None:
+    # Tensors created in inference mode cannot be changed in place outside it and have no version counter.
+    return None if images.is_inference() else images._version

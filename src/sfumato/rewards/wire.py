@@ -165,5 +165,8 @@ class Answer:
             raise UserError(f"the answer has no list of {count} scores: {str(content)[:80]}")
         if not all(score is None or isinstance(score, int | float) for score in scores):
             raise UserError(f"the answer's scores are not numbers: {str(scores)[:80]}")
-        numbers = [torch.nan if score is None else float(score) for score in scores]
-        return Answer(torch.tensor(numbers), str(content.get("reason") or ""))
+        try:
+            numbers = [torch.nan if score is None else float(score) for score in scores]
+        except OverflowError:
+            raise UserError(f"the answer's scores are too large: {str(scores)[:80]}") from None
+        return Answer(torch.tensor(numbers, dtype=torch.float64), str(content.get("reason") or ""))

@@ -14,6 +14,7 @@ from sfumato.engine.process import Process
 from sfumato.evaluation.class_accuracy import class_accuracy
 from sfumato.files import write_text
 from sfumato.rewards import WeightedSum
+from sfumato.rewards.base import short_names
 from sfumato.rollouts.together import draw_together, score_together
 from sfumato.training.hooks.hook import Progress
 
@@ -47,7 +48,8 @@ class BeforeAfter:
         if not self.process.is_main:
             return
         result = {"images": len(words), "reward_mean": total.nanmean().item()}
-        result |= {f"reward/{name}": scores.nanmean().item() for name, scores in parts.items()}
+        short = short_names(parts)
+        result |= {f"reward/{short[name]}": scores.nanmean().item() for name, scores in parts.items()}
         accuracy = None if self.judge is None else class_accuracy(self.judge, drawn.images, words)
         if accuracy is not None:
             result |= {"class_accuracy_top1": accuracy.top1, "class_accuracy_top5": accuracy.top5}

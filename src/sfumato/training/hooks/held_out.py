@@ -13,7 +13,7 @@ from sfumato.engine.process import Process
 from sfumato.evaluation.class_accuracy import class_accuracy
 from sfumato.files import read_lines, write_text
 from sfumato.rewards import WeightedSum
-from sfumato.rewards.base import statistics
+from sfumato.rewards.base import short_names, statistics
 from sfumato.rollouts.together import score_together
 from sfumato.training.fixed_set import FixedSet
 from sfumato.training.hooks.curves import plot_held_out
@@ -61,7 +61,8 @@ class HeldOut:
         progress.stop |= bool(signs) and self.stop_when_hacking
         if self.process.is_main:
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-            plot_held_out(self.run_dir)
+            with self.view.only_for_looking(f"step {progress.step}: held_out.png"):
+                plot_held_out(self.run_dir)
             if signs:
                 self.view.note(
                     f"Step {progress.step}: signs of reward hacking: the reward rose, but {'; '.join(signs)}."
@@ -84,7 +85,7 @@ class HeldOut:
         held, scores = score_together(self.rewards, self.process, drawn)
         figures = {"optimized": total.nanmean().item(), "optimized_std": statistics(total, {})["reward_std"]}
         known = statistics(held, scores)
-        for name in scores:
+        for name in short_names(scores).values():
             figures[f"reward/{name}"] = known[f"reward/{name}"]
             figures[f"reward_std/{name}"] = known[f"reward_std/{name}"]
         if self.judge is not None:
