@@ -14,7 +14,7 @@ import torch
 from command import run_module
 from errors import bad_input
 from PIL import Image
-from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_request, tiny_var
+from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_llamagen, tiny_request, tiny_var
 
 from sfumato.cli.main import COMMANDS, main, parse
 from sfumato.cli.pretrain import Pretrain
@@ -22,9 +22,9 @@ from sfumato.cli.train import Train
 from sfumato.errors import UserError
 from sfumato.families import load, load_generator
 from sfumato.families.library import save_model
-from sfumato.families.published import read_state_dict
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.published import read_var
+from sfumato.families.weight_files import read_state_dict
 from sfumato.objectives import GDPO, GRPO
 from sfumato.pretraining.generator_stage import GeneratorTraining
 from sfumato.pretraining.pretrain_config import PretrainConfig
@@ -435,6 +435,17 @@ def test_options_of_sampling_matter(capsys: Capture, tiny_model: Path, tmp_path:
 )
 def test_wrong_sampling(capsys: Capture, tiny_model: Path, options: list[str], field: str, pieces: tuple[str, ...]):
     assert_about(refused(capsys, "sample", str(tiny_model), "--device", "cpu", *options), field, pieces)
+
+
+def test_a_misspelled_file_of_prompts_is_no_caption(capsys: Capture, tmp_path: Path):
+    save_model(tmp_path / "text", tiny_llamagen(text=True))
+    for name in ("caps.tx", str(tmp_path / "caps"), "caps.jsonl"):
+        assert_about(refused(capsys, "sample", str(tmp_path / "text"), "--prompts", name), "prompts", (name,))
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    out = tmp_path / "img[copy][/x].png"
+    assert str(out) in printed(capsys, "sample", str(tiny_model), "--device", "cpu", "--out", str(out), "--count", "1")
 
 
 @pytest.mark.parametrize("file_format", ["pth", "safetensors"])

@@ -28,6 +28,7 @@ from sfumato.experiments import EXPERIMENTS
 from sfumato.families.library import bundled_models
 from sfumato.families.var.network import VARConfig
 from sfumato.pretraining.pretrain_config import PretrainConfig
+from sfumato.recipes import TRAIN_RECIPES
 
 ELSEWHERE = {
     r".*--(weights|tokenizer) ": "families/test_library.py::test_releases",
@@ -96,7 +97,10 @@ def test_there_are_commands():
 
 
 @each_page
-def test_commands_are_known(page: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands_are_known(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    # The runs that the pages resume do not exist here.
+    settings = TRAIN_RECIPES["emoji-dark"].build()
+    monkeypatch.setattr("sfumato.training.run_folder.read_run_config", lambda path: settings)
     for words in commands(page):
         parsed(filled(words))
     for words in mentions(page):

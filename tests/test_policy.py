@@ -270,3 +270,15 @@ def test_drawing_does_without_attention_plans():
     policy.sample(tiny_request([0]), torch.arange(1))
     assert seen == [False] * 9
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_a_policy_describes_itself():
+    assert repr(Policy(tiny_var(), Settings(guidance=1.5))).startswith("Policy(var, 0.0 million parameters, ")
+
+
+def test_the_version_is_that_of_the_package():
+    import importlib.metadata
+
+    import sfumato
+
+    assert sfumato.__version__ == importlib.metadata.version("sfumato")

@@ -72,7 +72,11 @@ def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[st
     [
         (["score", "brightness", "{folder}/none"], "images", ("{folder}/none",)),
         (["score", "brightness", "{folder}/notes.txt"], "images", ("{folder}/notes.txt",)),
-        (["score", "bright", "{folder}/empty"], "images", (".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp", "{folder}/empty")),
+        (
+            ["score", "bright", "{folder}/empty"],
+            "images",
+            (".bmp, .gif, .jpeg, .jpg, .png, .tif, .tiff, .webp", "{folder}/empty"),
+        ),
         (["score", "brigthness", "{folder}"], "reward", ("'brigthness'", "brightness or")),
         (["serve", "brightness", "--host", "0.0.0.0"], "host", ("0.0.0.0", "SFUMATO_REWARD_TOKEN")),
         (["score", "brightness?levels=0,1", "{folder}"], "reward", ("brightness?levels=0,1", "thresholds")),

@@ -41,3 +41,12 @@ def test_light(arguments: list[str], status: int):
     assert report[:4] == ["status", str(status), "heavy", "[]"], result.stderr
     # About 560 with rich's tables; torch alone adds 900.
     assert int(report[-1]) < 800
+
+
+def test_a_terminal_without_umlauts():
+    """What it cannot show becomes a question mark; it must not end a run."""
+    result = subprocess.run(
+        [sys.executable, "-m", "sfumato", "train"],
+        env={**environment(), "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (result.returncode, "S?sstrunk" in result.stdout) == (0, True), result.stderr

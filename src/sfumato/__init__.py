@@ -43,6 +43,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(f"sfumato.{_PLACES[name]}"), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("sfumato")
     if name == "testing":
         return importlib.import_module("sfumato.testing")
     raise AttributeError(f"module 'sfumato' has no attribute {name!r}")

@@ -139,6 +139,11 @@ class Policy:
             if getattr(self.settings, name) is not None:
                 self.settings.at(name, len(generator.units))  # rejects lists of the wrong length
 
+    def __repr__(self) -> str:
+        """Return the family, the size and the settings."""
+        card, count = self.generator.card, sum(p.numel() for p in self.generator.network.parameters())
+        return f"Policy({card.family}, {count / 1e6:.1f} million parameters, {self.settings})"
+
     @property
     def device(self) -> torch.device:
         """The device of the network."""

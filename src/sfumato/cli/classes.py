@@ -24,7 +24,7 @@ class Classes:
         if not names:
             raise UserError(f"model: {self.model} reads captions and has no classes; use captions (--prompts) instead")
         for number, name in enumerate(names):
-            Console().print(f"{number:4d}  {name}", highlight=False)
+            Console(markup=False).print(f"{number:4d}  {name}", highlight=False)
         return 0
 
 

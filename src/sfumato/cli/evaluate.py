@@ -32,7 +32,7 @@ class Evaluate:
         from sfumato.evaluation.runner import evaluate
         from sfumato.evaluation.tables import metrics, number, to_markdown
 
-        console, progress = Console(), Console(stderr=True, highlight=False)
+        console, progress = Console(markup=False), Console(stderr=True, highlight=False, markup=False)
         try:
             results = evaluate(self.suite, self.targets, self.out, find_device(self.device), progress.print)
         except KeyboardInterrupt:

@@ -27,7 +27,7 @@ class Export:
         from sfumato.families.library import export
 
         for path in export(self.model, self.out, self.format, self.weights):
-            Console().print(str(path), highlight=False, soft_wrap=True)
+            Console(markup=False).print(str(path), highlight=False, soft_wrap=True)
         return 0
 
 

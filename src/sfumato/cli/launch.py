@@ -91,7 +91,8 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         raise UserError(f"launch: {command!r} runs in one process; launch train")
     if not rest:
         raise UserError("launch: train lacks a recipe; `sfumato train` lists them")
-    check_known("recipe", rest[0], TRAIN_RECIPES)
+    if not rest[0].startswith("-"):
+        check_known("recipe", rest[0], TRAIN_RECIPES)
     from sfumato.cli.train import parse as parse_train
 
     parse_train(rest)

@@ -4,6 +4,7 @@ The module of a command is imported only when the command is used, so lists and 
 """
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -28,10 +29,12 @@ class Command:
     """kind of the first argument, if it is one of `choices`"""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """choices for the first argument, by name; each has a one-line `help`"""
+    resumes: bool = False
+    """whether `--resume RUN_DIR` may be given instead of a choice"""
 
 
 COMMANDS = {
-    "train": Command("align a generator with a reward (GRPO)", "recipe", TRAIN_RECIPES),
+    "train": Command("align a generator with a reward (GRPO)", "recipe", TRAIN_RECIPES, resumes=True),
     "plan": Command("tell whether a run fits its GPUs, before anything is loaded", "recipe", TRAIN_RECIPES),
     "launch": Command("train with several processes, one per GPU, on one or several machines"),
     "pretrain": Command("train a generator or a classifier from scratch on images", "recipe", PRETRAIN_RECIPES),
@@ -39,6 +42,7 @@ COMMANDS = {
     "reproduce": Command(
         "repeat an experiment from the papers: runs, measurements, plot, claims", "experiment", EXPERIMENTS
     ),
+    "doctor": Command("say why a run may not learn, and what to change"),
     "report": Command("write a report on runs: one HTML file with pictures, curves, metrics and settings"),
     "sample": Command("draw images from a bundled model, a run, or a released checkpoint"),
     "classes": Command("list a model's classes"),
@@ -77,9 +81,11 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
         if not rest or rest[0] in ("-h", "--help"):
             usage = f"sfumato {name} {command.kind.upper()}"
             lines = {choice: entry.help for choice, entry in command.choices.items()}
-            list_choices(f"{usage} ...", f"`{usage} --help` lists the options.", lines)
+            resuming = f" `sfumato {name} --resume RUN_DIR` continues a run." if command.resumes else ""
+            list_choices(f"{usage} ...", f"`{usage} --help` lists the options.{resuming}", lines)
             return None
-        check_known(command.kind, rest[0], command.choices)
+        if not (command.resumes and rest[0].startswith("-")):
+            check_known(command.kind, rest[0], command.choices)
     return importlib.import_module(f"sfumato.cli.{name}").parse(rest)
 
 
@@ -89,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
     Bad input prints one line; a bug shows its traceback. `SFUMATO_DEBUG=1` shows the traceback in both cases.
     """
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ± or ü must not end a run
     status = run(sys.argv[1:] if arguments is None else arguments)
     deadline = sys.modules.get("sfumato.rewards.deadline")
     if deadline is not None and deadline.is_stuck():  # the interpreter would wait for threads of that reward

@@ -4,7 +4,8 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -12,6 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from sfumato.errors import UserError
 
 CONSTRUCTORS = ConstructorRegistry()
+T = TypeVar("T")
 
 
 @CONSTRUCTORS.primitive_rule
@@ -34,11 +36,11 @@ def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
     )
 
 
-def parse_options(command: type, name: str, arguments: list[str], defaults: object = None) -> Callable[[], int]:
-    """Parse the options of a command, with help from its docstrings.
+def parse_options(command: type[T], name: str, arguments: list[str], defaults: T | None = None) -> T:
+    """Parse the options of a command or of settings, with help from their docstrings.
 
     Args:
-        command: a dataclass whose instances can be called.
+        command: a dataclass; the instances of a command can be called.
         name: name of the command as the user types it.
         arguments: the arguments after the name.
         defaults: an instance with the default values; the class's own defaults if not given.

@@ -69,7 +69,7 @@ def show(plan: Any, memory: float, remedies: list[dict[str, int]]) -> None:
     """Print a plan, for GPUs with `memory` GiB each, and what makes it fit."""
     from sfumato.training.plan import CONTEXT, FRAGMENTS, GIB, NCCL, advice
 
-    console, table = Console(), Table(box=None, pad_edge=False)
+    console, table = Console(markup=False), Table(box=None, pad_edge=False)
     for heading in ("phase", "peak GiB", "needed GiB", "kernels", "TFLOP"):
         table.add_column(heading, justify="left" if heading == "phase" else "right")
     for name, phase in plan.phases.items():

@@ -31,7 +31,7 @@ class Pretrain:
         from sfumato.pretraining.pretrain import pretrain
         from sfumato.pretraining.pretraining_view import PretrainingView
 
-        console = Console()
+        console = Console(markup=False)
         with catch_interrupt() as interrupt, PretrainingView(console).open() as view:
             finished = pretrain(
                 self.config, self.data, self.run_dir, resume=self.resume, report=view.show, interrupt=interrupt

@@ -22,7 +22,7 @@ class Report:
     def __call__(self) -> int:
         from sfumato.report.build import write_report
 
-        Console().print(str(write_report(self.runs, self.out)), highlight=False, soft_wrap=True, markup=False)
+        Console(markup=False).print(str(write_report(self.runs, self.out)), highlight=False, soft_wrap=True)
         return 0
 
 

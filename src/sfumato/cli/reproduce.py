@@ -33,7 +33,7 @@ class Reproduce:
         from sfumato.experiments.reproduction import reference_images, reproduce
 
         reference = None if self.reference is None else reference_images(self.reference, self.work / "reference")
-        experiment, console = EXPERIMENTS[self.experiment].build(self.scale, reference), Console()
+        experiment, console = EXPERIMENTS[self.experiment].build(self.scale, reference), Console(markup=False)
         device = find_device(self.device)
         name, command = self.experiment, f"sfumato reproduce {self.experiment}"
         if self.scale != "emoji":

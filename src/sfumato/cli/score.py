@@ -55,7 +55,7 @@ class Score:
         table = Table("image", "score", box=None, header_style="bold")
         for path, score in rows:
             table.add_row(path, "none" if score is None else f"{score:.4f}")
-        Console().print(table)
+        Console(markup=False).print(table)
         return 0
 
 

@@ -36,7 +36,7 @@ class Serve:
             raise UserError(f"reward: {self.reward} is a sum of rewards; serve them one by one")
         if part.levels and not part.thresholds:
             raise UserError(f"reward: {name} has no thresholds; give them, or set the levels where it is used")
-        Console().print(f"{name}: http://{self.host}:{self.port}", highlight=False, soft_wrap=True)
+        Console(markup=False).print(f"{name}: http://{self.host}:{self.port}", highlight=False, soft_wrap=True)
         serve(name, part, host=self.host, port=self.port, token=token, device=str(find_device(self.device)))
         return 0
 

@@ -38,9 +38,7 @@ def load_state(path: Path) -> dict:
         raise UserError(f"checkpoint: {path} does not exist; there is nothing to resume") from error
     except Exception as error:  # a damaged pickle can raise anything; the cause is kept
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"checkpoint: {path} is damaged ({reason}); delete it to resume from the previous checkpoint"
-        ) from error
+        raise UserError(f"checkpoint: {path} is damaged ({reason}); delete it to resume without it") from error
 
 
 class ShardWriter:

@@ -38,7 +38,7 @@ class Images(Protocol):
 
 def batches(images: Images, size: int) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Words]]:
     """Yield all images with their descriptions, `size` at a time. On a terminal, show the progress."""
-    starts, console = range(0, len(images), size), Console(stderr=True)
+    starts, console = range(0, len(images), size), Console(stderr=True, markup=False)
     for first in track(starts, "images", console=console, transient=True, disable=not console.is_terminal):
         part = slice(first, first + size)
         yield images[part], images.words[part]

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,7 +16,7 @@ from sfumato.evaluation.measurement import Measurement, read_measurement, write_
 from sfumato.evaluation.named_files import named_files
 from sfumato.evaluation.tables import Results, to_json, to_latex, to_markdown
 from sfumato.evaluation.targets import Target
-from sfumato.files import claim_folder, write_text
+from sfumato.files import OWN, claim_folder, locked, write_text
 
 Measure = Callable[[Target], Measurement]
 """Measures one target with a suite."""
@@ -65,8 +64,8 @@ def evaluate(
     """
     if not targets:
         raise UserError("target: no target is given; name a model, a folder of images or an .npz file")
-    with nullcontext(out) if out else tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with nullcontext(out) if out else tempfile.TemporaryDirectory() as place, locked(option, Path(place)):
+        folder = Path(place)
         names = label(targets)
         opened = [Target(name, folder / part, device) for name, part in zip(targets, names, strict=True)]
         settings = {
@@ -97,8 +96,8 @@ def prepare(suite: Suite, device: torch.device, folder: Path, settings: dict) ->
     try:
         return suite.prepare(device, folder)
     except UserError:
-        if [file.name for file in folder.iterdir()] == ["evaluation.json"]:
-            shutil.rmtree(folder)
+        if [file.name for file in folder.iterdir() if not file.name.startswith(OWN)] == ["evaluation.json"]:
+            (folder / "evaluation.json").unlink()
         raise
 
 

@@ -17,7 +17,7 @@ from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.runner import evaluate
 from sfumato.experiments.experiment import BASE, Experiment, Findings
 from sfumato.experiments.outputs import write_numbers, write_pictures, write_plot, write_summary
-from sfumato.files import check_writable, read_lines, read_metrics, write_atomically
+from sfumato.files import check_writable, locked, read_lines, read_metrics, write_atomically
 from sfumato.training.train import train
 from sfumato.training.train_config import TrainConfig, to_json
 
@@ -35,11 +35,19 @@ def reproduce(
     `sfumato reproduce NAME` if it is empty. Returns False if a run was interrupted.
 
     Raises:
-        UserError: a setting is wrong, or a folder contains something else.
+        UserError: a setting is wrong, or a folder contains something else or is in use.
     """
     place = out / name
     check_place(place)
     check_writable("work", work)
+    with locked("out", place):
+        return produce(name, experiment, place, work, device, console, command or f"sfumato reproduce {name}")
+
+
+def produce(
+    name: str, experiment: Experiment, place: Path, work: Path, device: str, console: Console, command: str
+) -> bool:
+    """Do what `reproduce` does, in a folder that this process holds."""
     runs = {run: dataclasses.replace(config, device=device) for run, config in experiment.runs.items()}
     for config in runs.values():
         config.validate()
@@ -69,7 +77,7 @@ def reproduce(
     write_numbers(findings, place / "numbers.csv")
     write_plot(experiment, findings, place / "plot.png")
     write_pictures(folders, place / "pictures.png")
-    write_summary(command or f"sfumato reproduce {name}", experiment, findings, place / "summary.md")
+    write_summary(command, experiment, findings, place / "summary.md")
     return True
 
 

@@ -22,7 +22,7 @@ from sfumato.engine.checkpoint import load_state, save_state
 from sfumato.errors import UserError
 from sfumato.families.folder import read_config, read_tensors
 from sfumato.families.library import family_of_shape, locate, save_model
-from sfumato.files import claim_folder, write_atomically, write_text
+from sfumato.files import claim_folder, locked, write_atomically, write_text
 from sfumato.interrupt import Interrupt
 from sfumato.policy import Card
 from sfumato.policy import Generator as ImageGenerator
@@ -98,7 +98,8 @@ def pretrain(
         RivalPretrainConfig: pretrain_classifier,
         ImageTextPretrainConfig: pretrain_image_text,
     }[type(config)]
-    return run(config, data, run_dir, resume=resume, report=report, interrupt=interrupt)
+    with locked("run_dir", run_dir):
+        return run(config, data, run_dir, resume=resume, report=report, interrupt=interrupt)
 
 
 def pretrain_image_text(

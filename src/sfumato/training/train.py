@@ -1,6 +1,7 @@
 """A training run, from its config to its run folder."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sfumato.engine.watch import WORK
 from sfumato.evaluation.judging import load_judge
 from sfumato.families import load_generator, read_card
 from sfumato.families.library import base_of
+from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
 from sfumato.policy import Policy
 from sfumato.rewards import WeightedSum, build_reward
@@ -35,7 +37,7 @@ from sfumato.training.hooks.stop import Stop
 from sfumato.training.loop import BatchError, learn
 from sfumato.training.plan import require_fit
 from sfumato.training.requests import build_sampler, check_request
-from sfumato.training.run_folder import check_run_folder, create_run_folder
+from sfumato.training.run_folder import check_run_folder, create_run_folder, recorded
 from sfumato.training.thresholds import fix_thresholds
 from sfumato.training.train_config import TrainConfig
 from sfumato.training.training_view import TrainingView
@@ -45,14 +47,19 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
     """Train in `run_dir`; return True if the run finished, False if it was stopped (everything is then saved).
 
     Raises:
-        UserError: a setting is wrong, the run folder is already in use, or a reward fails (everything is then saved).
+        UserError: a setting is wrong, the run folder is in use or belongs to another run, or a reward fails (everything
+            is then saved).
     """
-    console = console or Console()
-    with joined(config.device, patience=config.reward_timeout + WORK) as process:
-        with process.together():  # the main process makes the folder once all have checked
+    console = console or Console(markup=False)
+    with joined(config.device, patience=config.reward_timeout + WORK) as process, ExitStack() as held:
+        with process.together():  # the main process fills the folder once all have checked
             config.validate(process.count)
+            if process.is_main:
+                held.enter_context(locked("run_dir", run_dir))
             check_run_folder(run_dir, config, resume)
         run = prepare(config, run_dir, process)
+        if process.is_main:
+            held.enter_context(recorded(run_dir))
         checkpoints = Checkpoints(
             run_dir / "checkpoints", run.engine, process, run.rng, config.save_every, config.keep_checkpoints
         )
@@ -78,8 +85,8 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
                     process.wait()  # the launcher ends all processes as soon as one of them ends
                 raise
         if not finished and process.is_main:
-            done = int(checkpoints.all()[-1].name.removeprefix("step-"))
-            view.note(f"Stopped after step {done}. Everything is saved in {run_dir}; continue with --resume.")
+            done = step_of(checkpoints.all()[-1])
+            view.note(f"Stopped after step {done}. Everything is saved; continue with train --resume {run_dir}")
         return finished
 
 
@@ -225,7 +232,7 @@ def build_hooks(run: Run, checkpoints: Checkpoints, metrics: Metrics, interrupt:
         metrics,
         Stop(process, interrupt),
         checkpoints,
-        Pictures(run.run_dir, fixed_set, run.reward, process, config.sample_every),
+        Pictures(run.run_dir, fixed_set, run.reward, process, metrics.view, config.sample_every),
     ]
     if config.eval_images:
         hooks.append(

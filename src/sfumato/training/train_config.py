@@ -8,7 +8,7 @@ import tyro
 
 from sfumato.engine.engine_config import EngineConfig, at_least
 from sfumato.errors import UserError
-from sfumato.objectives import GRPO, Objective, name_of
+from sfumato.objectives import GRPO, Objective, find_objective, name_of
 from sfumato.settings import Settings
 
 # If the type is Any, tyro offers the options of the default's own class; if it is a protocol, tyro offers none.
@@ -142,6 +142,34 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     values["objective"] = {"name": name_of(config.objective), **values["objective"]}
     return values
+
+
+def from_json(saved: dict[str, Any]) -> TrainConfig:
+    """Return the config that `to_json` converted. Settings that are newer than the run have their default values.
+
+    Raises:
+        UserError: there are settings that this version does not know, or no such objective.
+        KeyError: a part is missing, so these are not the settings of a run.
+    """
+    values = _restored(upgraded(saved))
+    objective = dict(values["objective"])
+    values["objective"] = _built(find_objective(objective.pop("name")), objective)
+    values["policy"], values["engine"] = _built(Settings, values["policy"]), _built(EngineConfig, values["engine"])
+    return _built(TrainConfig, values)
+
+
+def _restored(value: Any) -> Any:
+    """Convert lists, which JSON has in place of tuples, back to tuples."""
+    if isinstance(value, dict):
+        return {name: _restored(part) for name, part in value.items()}
+    return tuple(map(_restored, value)) if isinstance(value, list) else value
+
+
+def _built(kind: Any, values: dict[str, Any]) -> Any:
+    unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(kind)})
+    if unknown:
+        raise UserError(f"{unknown[0]}: this version has no such setting; resume with the version that started the run")
+    return kind(**values)
 
 
 def upgraded(saved: dict[str, Any]) -> dict[str, Any]:

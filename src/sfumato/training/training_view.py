@@ -18,7 +18,7 @@ class TrainingView:
         self.first_step, self.began = first_step, time.monotonic()
         self.live: Live | None = None
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("elapsed"),
@@ -52,6 +52,15 @@ class TrainingView:
     def note(self, text: str) -> None:
         """Print a line of text above the view."""
         self.console.print(text, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def only_for_looking(self, what: str) -> Iterator[None]:
+        """Write something that is only there to be looked at: if it fails, whatever the reason, a line is printed."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            self.note(f"{what} could not be written ({type(error).__name__}: {reason}); the run goes on")
 
 
 def _figures(metrics: dict[str, float]) -> list[str]:

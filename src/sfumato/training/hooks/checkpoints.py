@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ import torch
 from sfumato.engine.checkpoint import load_state
 from sfumato.engine.engine import Engine
 from sfumato.engine.process import Process
-from sfumato.files import remove, settle, staging
+from sfumato.errors import UserError
+from sfumato.families.library import holds_model
+from sfumato.files import remove, settle, staging, step_folders
 from sfumato.training.hooks.hook import Progress
 
 
@@ -49,6 +52,8 @@ class Checkpoints:
                 remove(old)
         if self.process.any(path in existing):
             return
+        if self.process.is_main:
+            set_aside(path)
         wait = self.engine.save(staging(path), previous)
         state = {"step": step, "rng": self.rng.get_state()}
         self._writing = self._pool.submit(self._write, path, wait, state)
@@ -77,15 +82,32 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged, or the run started from another base model.
         """
-        if not self.all():
+        existing = self.all()
+        if not existing:
             return 0
-        newest = self.all()[-1]
-        state = load_state(newest / "state.pt")
-        self.engine.load(newest)
+        newest, previous = existing[-1], existing[-2:-1]
+        try:
+            state = load_state(newest / "state.pt")
+            if "optimizer" not in state and not (newest / "engine.pt").is_file():  # version 0.1 has one file for both
+                raise UserError(f"checkpoint: {newest}/engine.pt does not exist; restore it")
+            self.engine.load(newest)
+        except UserError as error:
+            if str(newest) not in str(error):  # another base model
+                raise
+            fault = str(error).partition(": ")[2].partition(";")[0]
+            remedy = f"resume from {previous[0].name}" if previous else "start again from the first step"
+            raise UserError(f"checkpoint: {newest} is damaged: {fault}; delete this folder to {remedy}") from error
         self.rng.set_state(state["rng"])
         return state["step"]
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """Return the complete checkpoints in a folder, oldest first. Whatever else is there belongs to the user."""
+    return [path for path in step_folders(folder) if holds_model(path / "model") and (path / "state.pt").is_file()]
+
+
+def set_aside(path: Path) -> None:
+    """Give what is at the path of a checkpoint but is none another name, so that nothing of the user's is replaced."""
+    if path.exists() or path.is_symlink():
+        names = (path.with_name(f"{path.name}-aside-{number}") for number in count(1))
+        path.rename(next(name for name in names if not name.exists() and not name.is_symlink()))

@@ -15,6 +15,7 @@ from sfumato.rollouts.together import Drawn, score_together
 from sfumato.training.fixed_set import FixedSet
 from sfumato.training.hooks.curves import plot_curves
 from sfumato.training.hooks.hook import Progress
+from sfumato.training.training_view import TrainingView
 
 REPEATS = 2
 """Number of images per condition."""
@@ -28,6 +29,7 @@ class Pictures:
     fixed_set: FixedSet
     reward: WeightedSum
     process: Process
+    view: TrainingView
     every: int
 
     def __call__(self, progress: Progress) -> None:
@@ -45,16 +47,18 @@ class Pictures:
         return self.run_dir / f"samples/step-{step:06d}.png"
 
     def write(self, step: int, drawn: Drawn, total: Tensor) -> None:
-        """Write all files of this step."""
+        """Write all files of this step. Pictures that cannot be written do not stop the run."""
         log_fixed_set(
             self.run_dir / "fixed_set.jsonl", step, drawn, total, self.fixed_set.engine.policy.generator.units
         )
-        images = drawn.images
-        save_png(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.sample_path(step))
-        with Image.open(self.sample_path(0)) as before, Image.open(self.sample_path(step)) as after:
-            titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
-        save_png(side_by_side(titled), self.run_dir / "before_after.png")
-        plot_curves(self.run_dir)
+        with self.view.only_for_looking(f"step {step}: pictures"):
+            images = drawn.images
+            save_png(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.sample_path(step))
+            if self.sample_path(0).exists():  # the user may remove it
+                with Image.open(self.sample_path(0)) as before, Image.open(self.sample_path(step)) as after:
+                    titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
+                save_png(side_by_side(titled), self.run_dir / "before_after.png")
+            plot_curves(self.run_dir)
 
 
 def log_fixed_set(path: Path, step: int, drawn: Drawn, total: Tensor, units: tuple[int, ...]) -> None:
