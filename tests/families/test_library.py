@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from command import environment
 from errors import bad_input
@@ -27,6 +28,7 @@ from tiny import (
 
 from sfumato.families import FAMILIES, bundled_models, find_family, load, load_generator, read_card, releases
 from sfumato.families.library import (
+    export,
     family_of_shape,
     find_model,
     load_model,
@@ -327,3 +329,20 @@ def test_bundled_models_load():
 def test_a_bundled_model_draws_with_its_cards_settings():
     assert load("emoji-var").settings == read_card("emoji-var").settings == Settings(guidance=1.5, temperature=0.7)
     assert load("emoji-var", temperature=1.0, guidance=None).settings == Settings()
+
+
+@pytest.mark.parametrize("file_format", ["pth", "safetensors"])
+def test_an_export_that_breaks_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_format: str):
+    """As on a full disk: half a file would load as nonsense, and block the next try."""
+
+    def broken(content: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
+    with pytest.raises(OSError, match="no space"):
+        export("emoji-var", tmp_path / "out", file_format)
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.undo()
+    assert len(export("emoji-var", tmp_path / "out", file_format)) == 2

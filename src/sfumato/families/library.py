@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from sfumato.families.folder import (
 )
 from sfumato.families.published import StateDict
 from sfumato.families.weight_files import read_state_dict
-from sfumato.files import step_folders
+from sfumato.files import step_folders, write_atomically
 from sfumato.plugins import is_path, load_object
 from sfumato.policy import Card, Generator, Policy
 from sfumato.settings import PerUnit
@@ -389,9 +390,10 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth", weights: s
     for name, file in files.items():
         tensors = {key: tensor.contiguous() for key, tensor in state_dicts[name].items()}
         if file_format == "pth":
-            torch.save({family.wrapping: tensors} if family.wrapping else tensors, file)
+            content = {family.wrapping: tensors} if family.wrapping else tensors
+            write_atomically(file, partial(torch.save, content))
         else:
-            safetensors.torch.save_file(tensors, file)
+            write_atomically(file, partial(safetensors.torch.save_file, tensors))
     return list(files.values())
 
 
