@@ -21,6 +21,7 @@ from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.graphs import GraphedSampler, Recordable
 from sfumato.engine.lora import add_adapters, without_adapters
 from sfumato.engine.optimizer import build_optimizer, clip, step
+from sfumato.engine.precision import autocast
 from sfumato.engine.process import Process
 from sfumato.engine.recomputation import compile_blocks, recompute_blocks
 from sfumato.engine.replicated import Replicated, full, like, snapshot
@@ -188,7 +189,7 @@ class TorchEngine:
 
     def autocast(self) -> torch.autocast:
         """Return a context with bfloat16 arithmetic if the config asks for it; weights stay float32."""
-        return torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.process.device, self.config.precision)
 
     def update(
         self,

@@ -73,7 +73,7 @@ _PLAIN = {  # what ftfy replaces: ligatures, wide and narrow forms, quotes, line
 
 
 class _Text(HTMLParser):
-    """Collects the text between tags as Beautiful Soup does; scripts and styles are no text."""
+    """Collects the text between tags as Beautiful Soup does; scripts and styles are not text."""
 
     def __init__(self):
         super().__init__(convert_charrefs=False)
