@@ -16,7 +16,7 @@ from sfumato.evaluation.runner import evaluate
 from sfumato.evaluation.suites import SUITES
 from sfumato.experiments import EXPERIMENTS
 from sfumato.experiments.reproduction import reproduce
-from sfumato.files import HOLDER, LOCK, OWN, claim_folder, locked, step_folders
+from sfumato.files import HOLDER, LOCK, OWN, claim_folder, locked, staging, step_folders
 from sfumato.interrupt import Interrupt
 from sfumato.pretraining.pretrain import pretrain
 from sfumato.recipes import PRETRAIN_RECIPES
@@ -124,3 +124,9 @@ def test_every_command_that_fills_a_folder_holds_it(tmp_path: Path):
             pretrain(recipe, tmp_path, folder, resume=False, report=lambda *_: None, interrupt=Interrupt())
         assert {path.name for path in folder.iterdir()} == {LOCK, HOLDER}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_counts_as_empty_while_its_holder_is_written(tmp_path: Path):
+    """Another process of the same run may look at that moment."""
+    staging(tmp_path / HOLDER).touch()
+    assert claim_folder("run_dir", tmp_path, "config.json", resume=False) is None

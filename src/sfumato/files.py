@@ -236,7 +236,8 @@ def settle(path: Path) -> None:
 
 def staging(path: Path) -> Path:
     """Return the temporary path at which `write_atomically` and `replacing` write `path`."""
-    return path.with_name(f".{path.name}.tmp")
+    # An own file stays one: "..sfumato-holder.json.tmp" would count as a folder's contents.
+    return path.with_name(f".{path.name.lstrip('.')}.tmp")
 
 
 def _sync(path: Path) -> None:
