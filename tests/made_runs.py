@@ -36,6 +36,27 @@ def write_run(folder: Path, steps: int = 4, names: Sequence[str] = NAMES, every:
     return folder
 
 
+def write_pretraining(folder: Path) -> Path:
+    """Write a pre-training run that has finished its tokenizer, but not its generator."""
+    stages = {"tokenizer_training": {"steps": 2}, "generator_training": {"steps": 4}}
+    (folder / "generator").mkdir(parents=True)
+    (folder / "tokenizer").mkdir()
+    (folder / "config.json").write_text(json.dumps({"tokenizer": {}, "start_from": "emoji-var", **stages}))
+    data = {"items": 90, "class_names": ["a", "b", "c"], "held_out": list(range(5))}
+    (folder / "data.json").write_text(json.dumps(data))
+    write_rows(folder / "tokenizer/metrics.jsonl", [{"step": 1, "loss": 0.2}, {"step": 2, "loss": 0.1, "psnr": 20.0}])
+    rows = [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 2.0, "val_loss": 3.0},
+        {"step": 3, "loss": 1, "val_loss": 3.5},
+    ]
+    write_rows(folder / "generator/metrics.jsonl", rows)
+    for stage, step in (("tokenizer", 2), ("generator", 2), ("generator", 3)):
+        images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        save_png(grid(images, COLUMNS), folder / f"{stage}/samples/step-{step:06d}.png")
+    return folder
+
+
 def metrics(step: int) -> dict[str, float]:
     """Return the logged values of a step."""
     row = {"step": step, "reward_mean": step / 7, "reward_std": 0.1, "reward/dark": step / 7, "kl": step / 1000}

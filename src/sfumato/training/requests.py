@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import ClassSampler, WordsSampler, find_classes
+from sfumato.data.classes import ClassSampler, WordsSampler
+from sfumato.naming import find_classes
 from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_prompts
 from sfumato.errors import UserError
 from sfumato.policy import Generator

@@ -21,7 +21,7 @@ FREE = {
     "steps", "save_every", "sample_every", "held_out_every", "keep_checkpoints", "eval_images", "sample_batch_size",
     "device", "reward_device", "reward_timeout", "overlap_rewards", "engine.micro_batch_size",
     "engine.activation_checkpointing", "engine.compile", "engine.cuda_graphs", "engine.offload_reference",
-    "engine.sharding", "engine.gather_for_rollouts",
+    "engine.sharding", "engine.gather_for_rollouts", "track",
 }  # fmt: skip
 """Settings that may change when a run is resumed: they do not change what it learns."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed
 from sfumato.rollouts.inline import InlineRollouts
 from sfumato.settings import Settings
+from sfumato.trackers import Tracked, open_trackers
 from sfumato.training.fixed_set import FixedSet
 from sfumato.training.hooks.before_after import BeforeAfter
 from sfumato.training.hooks.checkpoints import Checkpoints
@@ -39,7 +41,7 @@ from sfumato.training.plan import require_fit
 from sfumato.training.requests import build_sampler, check_request
 from sfumato.training.run_folder import check_run_folder, create_run_folder, recorded
 from sfumato.training.thresholds import fix_thresholds
-from sfumato.training.train_config import TrainConfig
+from sfumato.training.train_config import TrainConfig, to_json
 from sfumato.training.training_view import TrainingView
 
 
@@ -65,7 +67,9 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
         )
         first = checkpoints.restore() if resume else 0
         view = TrainingView(console, run_dir.name, config.steps, first)
-        with catch_interrupt() as interrupt, Metrics.opened(view, run_dir, first, process) as metrics:
+        tracked = Tracked(run_dir, to_json(config), first)
+        start_trackers = partial(open_trackers, config.track, tracked)
+        with catch_interrupt() as interrupt, Metrics.opened(view, run_dir, first, process, start_trackers) as metrics:
             try:
                 finished = learn(
                     first,
@@ -232,7 +236,7 @@ def build_hooks(run: Run, checkpoints: Checkpoints, metrics: Metrics, interrupt:
         metrics,
         Stop(process, interrupt),
         checkpoints,
-        Pictures(run.run_dir, fixed_set, run.reward, process, metrics.view, config.sample_every),
+        Pictures(run.run_dir, fixed_set, run.reward, process, metrics.view, metrics.trackers, config.sample_every),
     ]
     if config.eval_images:
         hooks.append(

@@ -10,6 +10,7 @@ from sfumato.engine.engine_config import EngineConfig, at_least
 from sfumato.errors import UserError
 from sfumato.objectives import GRPO, Objective, find_objective, name_of
 from sfumato.settings import Settings
+from sfumato.trackers import find_tracker
 
 # If the type is Any, tyro offers the options of the default's own class; if it is a protocol, tyro offers none.
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class TrainConfig:
     """number of checkpoints to keep; older ones are deleted"""
     eval_images: int = 256
     """number of fresh images to score before and after training; 0 turns this off"""
+    track: tuple[str, ...] = ()
+    """trackers that get metrics and pictures: wandb, swanlab, mlflow, tensorboard, or path/to/file.py:Class"""
 
     @property
     def images_per_step(self) -> int:
@@ -104,6 +107,8 @@ class TrainConfig:
         for name in ("seed", "eval_images"):
             at_least(name, getattr(self, name), 0)
         self.engine.validate()
+        for name in self.track:
+            find_tracker(name)
         at_least("score_guidance", self.score_guidance or 0, 0)
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:

@@ -12,6 +12,7 @@ from sfumato.engine.process import Process
 from sfumato.files import read_lines, write_text
 from sfumato.rewards import WeightedSum
 from sfumato.rollouts.together import Drawn, score_together
+from sfumato.trackers import Trackers
 from sfumato.training.fixed_set import FixedSet
 from sfumato.training.hooks.curves import plot_curves
 from sfumato.training.hooks.hook import Progress
@@ -30,6 +31,7 @@ class Pictures:
     reward: WeightedSum
     process: Process
     view: TrainingView
+    trackers: Trackers
     every: int
 
     def __call__(self, progress: Progress) -> None:
@@ -59,6 +61,9 @@ class Pictures:
                     titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
                 save_png(side_by_side(titled), self.run_dir / "before_after.png")
             plot_curves(self.run_dir)
+        self.trackers.picture("samples", self.sample_path(step), step)
+        if step:
+            self.trackers.picture("before_after", self.run_dir / "before_after.png", step)
 
 
 def log_fixed_set(path: Path, step: int, drawn: Drawn, total: Tensor, units: tuple[int, ...]) -> None:
