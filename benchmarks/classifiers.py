@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import sfumato
-from sfumato.data.classes import class_words, pick
+from sfumato.data.classes import pick
+from sfumato.naming import class_words
 from sfumato.emoji.augmentations import augmented_scenes
 from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.emoji.rival_scenes import rival_scenes

@@ -1,5 +1,6 @@
 """A reward, an objective and a family in files outside the package: training, loading, resuming and evaluation."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from errors import bad_input
+from PIL import Image
 from rich.console import Console
 from run_folders import assert_same_run, metrics_of
 
@@ -174,3 +176,12 @@ def test_a_family_of_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert load_model(tmp_path / "model").card == generator.card
     with bad_input("model", "'other'"):
         find_family("other")
+
+
+def test_a_loop_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    align = importlib.import_module("own_loop").align
+    rewards = align(tmp_path / "darker.png", steps=5, group_size=8)
+    assert sum(rewards[-2:]) / 2 > rewards[0] + 0.05  # darkness; 0.45 at the start
+    with Image.open(tmp_path / "darker.png") as picture:
+        assert picture.size[0] > 8 * 128

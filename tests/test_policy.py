@@ -1,6 +1,8 @@
 """Sampling and scoring use the same distribution."""
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ from golden_data import golden_llamagen, golden_var, llamagen_request
 from tiny import tiny_captions, tiny_llamagen, tiny_request, tiny_var
 from torch import Tensor
 
-from sfumato.policy import Policy, entropy_of, inverse_cdf, uniform_numbers
-from sfumato.request import ClassInputs
+from sfumato.families.var.generator import VAR
+from sfumato.policy import Card, Policy, entropy_of, inverse_cdf, uniform_numbers
+from sfumato.request import ClassInputs, Words
 from sfumato.settings import Settings
 from sfumato.testing import class_request
 
@@ -282,3 +285,43 @@ def test_the_version_is_that_of_the_package():
     import sfumato
 
     assert sfumato.__version__ == importlib.metadata.version("sfumato")
+
+
+def test_draw_in_one_call():
+    policy = Policy(tiny_var(), Settings(temperature=0.7))
+    first, second = policy.generator.card.class_names[:2]
+    by_hand = policy.draw(class_request([0, 0, 0, 1, 1, 1]), torch.arange(5, 11))
+    torch.testing.assert_close(policy.draw([first, second], n=3, seed=5), by_hand, rtol=0, atol=0)
+    torch.testing.assert_close(policy.draw("0-1", n=3, seed=5), by_hand, rtol=0, atol=0)
+    torch.testing.assert_close(policy.draw(0, n=3, seed=5), by_hand[:3], rtol=0, atol=0)
+    words = policy.request([first, second]).words
+    assert words.names == (first, second)
+    torch.testing.assert_close(policy.draw(words, n=3, seed=5), by_hand, rtol=0, atol=0)
+    with bad_input("classes", "'no such class'"):
+        policy.draw("no such class")
+    with bad_input("n", "0"):
+        policy.draw(first, n=0)
+
+
+@dataclass(frozen=True)
+class CountsLetters:
+    """The tiny generator, with captions in place of classes: the class is the length of the caption."""
+
+    base: VAR
+    card = Card()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def inputs(self, words: Words) -> ClassInputs:
+        return ClassInputs(labels=torch.tensor([len(name) for name in words.names]))
+
+
+def test_draw_a_caption():
+    base = tiny_var()
+    policy: Any = Policy(CountsLetters(base))  # pyright: ignore[reportArgumentType]
+    expected = Policy(base).draw(class_request([3, 3, 1]), torch.tensor([0, 1, 0]))
+    torch.testing.assert_close(policy.draw("red", n=2), expected[:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(policy.draw(["x"]), expected[2:], rtol=0, atol=1e-5)
+    with bad_input("captions", "3"):
+        policy.draw(3)

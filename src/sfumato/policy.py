@@ -1,6 +1,6 @@
 """Treat a generator as a stochastic policy over tokens: sampling and scoring, shared by all families."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import UserError
+from sfumato.naming import words_of
 from sfumato.request import Inputs, Request, Words
 from sfumato.rollout import Rollout
 from sfumato.settings import Settings
@@ -149,8 +150,16 @@ class Policy:
         """The device of the network."""
         return next(self.generator.network.parameters()).device
 
-    def request(self, words: Words) -> Request:
-        """Build a request: the words and the network inputs for them."""
+    def request(self, asked: Words | str | int | Sequence[str | int]) -> Request:
+        """Build a request: words and the network inputs for them.
+
+        Args:
+            asked: words, or one or several classes (by name, number or range) or captions.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        words = asked if isinstance(asked, Words) else words_of(asked, self.generator.card.class_names)
         return Request(words=words, inputs=self.generator.inputs(words))
 
     @torch.no_grad()
@@ -210,8 +219,34 @@ class Policy:
         """Decode tokens to images in [0, 1]."""
         return self.generator.decode(tokens)
 
-    def draw(self, request: Request, seeds: Integer[Tensor, " B"], batch_size: int = 64) -> Float[Tensor, "B 3 H W"]:
-        """Sample and decode any number of requests, `batch_size` at a time; returns images in [0, 1]."""
+    def draw(
+        self,
+        asked: Request | Words | str | int | Sequence[str | int],
+        seeds: Integer[Tensor, " B"] | None = None,
+        batch_size: int = 64,
+        *,
+        n: int = 1,
+        seed: int = 0,
+    ) -> Float[Tensor, "B 3 H W"]:
+        """Sample and decode images: `policy.draw("red apple", n=4, seed=0)`.
+
+        Args:
+            asked: one or several classes (by name, number or range), captions, words, or a request.
+            seeds: one number for each image; by default `seed`, `seed + 1`, ..., as `sfumato sample` counts them.
+            batch_size: number of images at a time.
+            n: number of images of each class or caption; they are adjacent.
+            seed: number of the first image.
+
+        Returns:
+            Images in [0, 1].
+
+        Raises:
+            UserError: there is no such class, or n is below 1.
+        """
+        if n < 1:
+            raise UserError(f"n: {n} is too small; give at least 1")
+        request = (asked if isinstance(asked, Request) else self.request(asked)).repeat(n)
+        seeds = torch.arange(seed, seed + len(request)) if seeds is None else seeds
         parts = torch.arange(len(request)).split(batch_size)
         return torch.cat([self.decode(self.sample(request[i], seeds[i]).tokens).float() for i in parts])
 

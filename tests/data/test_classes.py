@@ -4,7 +4,8 @@ import pytest
 import torch
 from errors import bad_input
 
-from sfumato.data.classes import ClassSampler, WordsSampler, class_words, find_class, find_classes, find_labels
+from sfumato.data.classes import ClassSampler, WordsSampler
+from sfumato.naming import class_words, find_class, find_classes, find_labels
 from sfumato.request import Words
 
 NAMES = ("Tench", "goldfish", "great white shark", "tiger shark", "hen", "ostrich", "house finch")

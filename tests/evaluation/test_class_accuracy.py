@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.data.classes import class_words
 from sfumato.emoji.judges import Classifier, ClassifierConfig, load_classifier, save_classifier
 from sfumato.evaluation.class_accuracy import class_accuracy
+from sfumato.naming import class_words
 
 
 class FirstPixel(Classifier):

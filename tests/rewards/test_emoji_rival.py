@@ -10,10 +10,11 @@ from tiny import tiny_request
 from torch import Tensor
 
 import sfumato
-from sfumato.data.classes import class_words, spread
+from sfumato.data.classes import spread
 from sfumato.emoji import judges as classifiers
 from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.evaluation import features, recognition
+from sfumato.naming import class_words
 from sfumato.request import Words
 from sfumato.rewards import build_reward
 from sfumato.rewards.classifier import Network, default_network, load_network

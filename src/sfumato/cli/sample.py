@@ -92,7 +92,8 @@ class Sample(SettingsOptions):
 
     def words(self, generator: Any) -> Any:
         """Return the requested classes or captions, once each."""
-        from sfumato.data.classes import class_words, find_classes, spread
+        from sfumato.data.classes import spread
+        from sfumato.naming import class_words, find_classes
         from sfumato.data.prompts import find_prompts, looks_like_file, read_prompts
         from sfumato.request import Words
 

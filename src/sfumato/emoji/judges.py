@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -150,14 +150,29 @@ def load_rival(folder: Path | None = None) -> PatchClassifier:
     return _load(folder or _bundled("emoji-rival"), PatchClassifier)
 
 
+def load_own(folder: Path) -> Classifier | PatchClassifier:
+    """Load a classifier of either type: the run of `sfumato pretrain emoji-classifier` or `emoji-rival`, on any images,
+    or its `model` folder.
+
+    Raises:
+        UserError: the folder does not contain a classifier.
+    """
+    inner = folder / "model" if (folder / "model/config.json").is_file() else folder
+    family = _config(inner).get("family", "")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{folder} does not contain a classifier; give a folder of `sfumato pretrain emoji-classifier --data ...`"
+        )
+    return _load(inner, FAMILIES[family][0])
+
+
 def _bundled(name: str) -> Path:
     return Path(str(resources.files("sfumato") / "bundled" / name))
 
 
 def _load(folder: Path, wanted: type[Kind]) -> Kind:
     """Load a classifier of this type, for inference."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    config = _config(folder)
     kind, shape = FAMILIES.get(config.get("family", ""), (None, None))
     if kind is not wanted or shape is None:
         family = next(name for name, (known, _) in FAMILIES.items() if known is wanted)
@@ -167,3 +182,9 @@ def _load(folder: Path, wanted: type[Kind]) -> Kind:
     classifier = wanted(shape_from(shape, config["shape"]), tuple(config["class_names"]))
     classifier.load_state_dict(read_tensors(folder / "classifier.safetensors"))
     return classifier.eval().requires_grad_(False)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's `config.json`; empty if there is none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}

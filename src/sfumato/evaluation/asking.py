@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from sfumato.data.classes import class_words, spread
+from sfumato.data.classes import spread
+from sfumato.naming import class_words
 from sfumato.data.prompts import Prompt, prompt_words
 from sfumato.errors import UserError
 from sfumato.evaluation.judging import load_judge

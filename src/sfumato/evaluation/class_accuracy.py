@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.data.classes import find_labels
+from sfumato.naming import find_labels
 from sfumato.data.preprocessing import crop_square
 from sfumato.emoji.judges import Classifier
 from sfumato.request import Words

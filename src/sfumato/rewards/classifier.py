@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.data.classes import find_labels
+from sfumato.naming import find_labels
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.data.preprocessing import (
     IMAGENET_MEAN,
@@ -21,7 +21,8 @@ from sfumato.data.preprocessing import (
     normalize,
     resize_shortest,
 )
-from sfumato.emoji.judges import load_rival
+from sfumato.emoji.judges import Classifier as EmojiClassifier
+from sfumato.emoji.judges import PatchClassifier, load_own, load_rival
 from sfumato.errors import UserError
 from sfumato.request import Words
 from sfumato.rewards import needs
@@ -44,15 +45,25 @@ class Classifier:
     score: Literal["log-prob", "accuracy"] = "log-prob"
     """kind of score: log-prob is at most 0 nats, accuracy is 0 or 1"""
     weights: str | None = None
-    """file with a state dict, or owner/repository/file on the hub; for emoji-rival, the `model/` folder of a run of
-    `sfumato pretrain emoji-rival`; the published or bundled weights if not given"""
+    """file with a state dict, or owner/repository/file on the hub; or a folder of `sfumato pretrain emoji-rival` or
+    `emoji-classifier`, whose own classes then count; the published or bundled weights if not given"""
 
     def __post_init__(self):
-        if self.network is not None:
+        if self.own is not None:
+            load_folder(self.own)
+        elif self.network is not None:
             load_network(self.network, self.weights)
 
+    @property
+    def own(self) -> Path | None:
+        """The folder of an own classifier; None if the network is one of those known by name."""
+        return Path(self.weights) if self.network is None and self.weights and Path(self.weights).is_dir() else None
+
     def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> Float[Tensor, " B"]:
-        loaded = load_network(self.network or default_network(words), self.weights)
+        if self.own is not None:
+            loaded = load_folder(self.own)
+        else:
+            loaded = load_network(self.network or default_network(words), self.weights)
         labels = loaded.labels(words).to(images.device)
         log_probs = loaded.log_probs(images)
         if self.score == "accuracy":
@@ -75,8 +86,9 @@ def default_network(words: Words) -> Network:
 class Loaded:
     """A network with its preprocessing, and a cache of its output for the last batch."""
 
-    def __init__(self, network: Network, module: nn.Module, class_names: Sequence[str]):
-        self.network, self.module, self.class_names = network, module.eval().requires_grad_(False), class_names
+    def __init__(self, name: str, module: nn.Module, class_names: Sequence[str]):
+        self.name, self.module, self.class_names = name, module.eval().requires_grad_(False), class_names
+        self.of_imagenet = not isinstance(module, EmojiClassifier | PatchClassifier)
         self._last: OncePerBatch[Tensor] = OncePerBatch()
 
     def labels(self, words: Words) -> Int[Tensor, " B"]:
@@ -88,12 +100,10 @@ class Loaded:
         labels = find_labels(self.class_names, words)
         if labels is not None:
             return labels
-        if self.network == "emoji-rival" or int(words.labels.min()) < 0:
+        if not self.of_imagenet or int(words.labels.min()) < 0:
             asked = [data.get("class", name) for data, name in zip(words.metadata, words.names, strict=True)]
             unknown = next(name for name in asked if name not in self.class_names)
-            raise UserError(
-                f"classes: {unknown!r} is not a class of {self.network}; use its classes, or another network"
-            )
+            raise UserError(f"classes: {unknown!r} is not a class of {self.name}; use its classes, or another network")
         if words.labels.max() >= CLASSES:
             worst = int(words.labels.max())
             raise UserError(f"classes: {worst} is not one of ImageNet's {CLASSES} classes; use an ImageNet model")
@@ -106,9 +116,9 @@ class Loaded:
     @torch.no_grad()
     def _log_probs(self, images: Tensor) -> Tensor:
         self.module.to(images.device)
-        if self.network == "emoji-rival":
+        if not self.of_imagenet:
             return F.log_softmax(self.module(crop_square(images, EMOJI_SIDE)), dim=1)
-        if self.network == "resnet50":
+        if self.name == "resnet50":
             pixels = center_crop(resize_shortest(images, 232, "bilinear"), 224, 224)
             return F.log_softmax(self.module(normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)), dim=1)
         pixels = center_crop(resize_shortest(images, 256), 224, 224)
@@ -132,6 +142,20 @@ def load_network(network: Network, weights: str | None) -> Loaded:
     except RuntimeError as error:
         raise UserError(f"weights: {weights} do not fit {network} ({' '.join(str(error).split())[:200]})") from error
     return Loaded(network, module, imagenet_class_names())
+
+
+@functools.cache
+def load_folder(folder: Path) -> Loaded:
+    """Load the classifier that a run of `sfumato pretrain` wrote; later calls return the same object.
+
+    Raises:
+        UserError: the folder does not contain a classifier.
+    """
+    try:
+        module = load_own(folder)
+    except UserError as error:
+        raise UserError(f"weights: {error}") from error
+    return Loaded(str(folder), module, module.class_names)
 
 
 def load_module(network: Network) -> nn.Module:

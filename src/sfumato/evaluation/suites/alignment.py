@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import find_classes, find_labels
+from sfumato.naming import find_classes, find_labels
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, reads_captions
 from sfumato.evaluation.class_accuracy import top_hits
 from sfumato.evaluation.image_sets import batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.named_files import REWARDS
-from sfumato.evaluation.recognition import Recognition, Recognizer, load_recognizer
+from sfumato.evaluation.recognition import CLASSIFIER, Recognition, load_recognizer
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
@@ -22,13 +22,13 @@ from sfumato.rewards import WeightedSum, build_reward
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment:
-    """Rewards and class accuracy for a few images of every class, drawn with the settings of the model's authors."""
+    """Rewards and class accuracy for a few images of every class; models draw with their own settings."""
 
     rewards: tuple[str, ...] = field(default=("brightness", "colorfulness"), metadata=REWARDS)
     """rewards by name, with options; none if empty"""
-    classifier: Recognizer | None = "emoji"
-    """classifier for accuracy: emoji for the bundled emoji models, the others for ImageNet's classes; None for no
-    accuracy"""
+    classifier: str | None = field(default="emoji", metadata=CLASSIFIER)
+    """classifier for accuracy: emoji for the bundled emoji models, resnet50 or efficientnet-lite0 for ImageNet's
+    classes, or a folder of `sfumato pretrain emoji-classifier --data ...` for your own; None for no accuracy"""
     per_class: int = 10
     """number of images per class"""
     classes: tuple[str, ...] = ()
@@ -70,7 +70,8 @@ class Alignment:
             if labels is None:
                 raise UserError(
                     f"classifier: {self.classifier} does not know the classes of {target.name}; give resnet50 for "
-                    "ImageNet's classes, None for no accuracy, or images in one subfolder per class"
+                    "ImageNet's classes, a folder with your own classifier, None for no accuracy, or images in one "
+                    "subfolder per class"
                 )
         columns: dict[str, list[float]] = {}
         first = 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import find_classes
+from sfumato.naming import find_classes
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, names_to_ask
 from sfumato.evaluation.features import Network, features_of, load_extractor
@@ -13,7 +13,7 @@ from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.named_files import FILE
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.statistics import class_distances, inside, radii
-from sfumato.evaluation.suites.imagenet import features_of_reference
+from sfumato.evaluation.suites.imagenet import Reference, size_of
 from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
 from sfumato.request import Words
@@ -21,7 +21,7 @@ from sfumato.request import Words
 
 @dataclass(frozen=True, kw_only=True)
 class Diversity:
-    """Mean distance between the features of images of one class, and recall of real images if a reference is given."""
+    """Mean distance between images of one class, by their features; recall of real images if a reference is given."""
 
     reference: Path | None = None
     """real images for recall: an .npz file or a folder"""
@@ -43,22 +43,23 @@ class Diversity:
         if self.neighbors < 1:
             raise UserError(f"neighbors: {self.neighbors} is too small; give at least 1")
         extract = load_extractor(self.extractor, self.extractor_weights, device)
-        real = None
-        if self.reference is not None:
-            real = features_of_reference(self.reference, extract, folder / "reference", device, self.drawing).pooled
+        size = self.drawing.batch_size
+        reference = None if self.reference is None else Reference(self.reference, extract, folder / "reference", size)
 
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, self.ask)
             if not all(images.words.names):
                 raise UserError(f"target: the classes of {target.name} are unknown; give one subfolder per class")
-            features = features_of(images, extract, target.folder / "features", self.drawing.batch_size).pooled
+            real = None if reference is None else reference.features(size_of(images, size)).pooled
+            features = features_of(images, extract, target.folder / "features", size).pooled
             distances = class_distances(features, images.words.labels.cpu())
             if not len(distances):
                 raise UserError(f"target: {target.name} has no class with two images; give more images, in subfolders")
             figures = {"within-class distance": Figure.mean(distances.tolist())}
             if real is not None:
                 covered = inside(real, features, radii(features, self.neighbors))
-                figures["recall"] = Figure.mean(covered.double().tolist())
+                basis = f"{len(features)} images; {len(real)} reference images"
+                figures["recall"] = Figure.mean(covered.double().tolist(), basis)
             return figures
 
         return measure

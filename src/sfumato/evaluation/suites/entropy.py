@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from sfumato.data.classes import find_classes, spread
+from sfumato.data.classes import spread
+from sfumato.naming import find_classes
 from sfumato.data.prompts import find_prompts, read_prompts
 from sfumato.engine.precision import autocast
 from sfumato.errors import UserError
@@ -15,7 +16,7 @@ from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.named_files import PROMPTS
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
-from sfumato.files import write_text
+from sfumato.files import finite, write_text
 from sfumato.policy import Generator
 from sfumato.request import Words
 
@@ -59,7 +60,7 @@ class Entropy:
             "by_unit": [unit.mean().item() for unit in by_unit],
             "units": units,
         }
-        write_text(target.folder / "entropy.json", json.dumps(tokens) + "\n")
+        write_text(target.folder / "entropy.json", json.dumps(finite(tokens), allow_nan=False) + "\n")
         figures = {"entropy": Figure.mean(entropy.mean(1).tolist())}
         numbers = torch.arange(len(units)).tensor_split(min(ROWS, len(units)))
         for group in numbers:
