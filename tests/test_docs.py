@@ -17,6 +17,7 @@ from made_runs import write_run
 from PIL import Image
 from tiny import LLAMAGEN, TOKENIZER, TRANSFORMER, VQ_TOKENIZER, tiny_config, trainer_of
 
+from sfumato.cli.config_file import ConfigFile
 from sfumato.cli.evaluate import Evaluate
 from sfumato.cli.main import parse
 from sfumato.cli.pretrain import Pretrain
@@ -35,6 +36,7 @@ ELSEWHERE = {
     r"(sample|evaluate) var-d16 ": "families/test_var_golden.py::test_teacher_forced_logits",
     r"(sample|evaluate) runs/bigram ": "test_own_code.py::test_commands",
     r"(score|train) .*http://": "rewards/test_server.py::test_training_waits_for_a_server_that_was_killed",
+    r"rewards http://": "test_reward_commands.py::test_servers_are_tried_one_by_one",
     r"launch ": "training/test_processes.py::test_two_processes_equal_one",
     r"serve ": "rewards/test_server.py::test_the_scores_are_those_of_the_reward",
     r"reproduce \S": "experiments/test_experiments.py::test_reproduce",
@@ -45,6 +47,8 @@ ELSEWHERE = {
     r"pretrain emoji-rival ": "pretraining/test_rival.py::test_training",
     r".* --resume": "training/test_processes.py::test_resumed_equals_uninterrupted",
     r"report .* out/": "report/test_report.py::test_evaluations_are_shown_too",
+    r"evaluate .*--classifier ": "evaluation/test_suites.py::test_own_classifier",
+    r"score .*--prompts ": "test_scoring.py::test_captions_from_a_file",
     r"pretrain emoji-classifier ": "pretraining/test_pretrain.py::test_classifier",
 }
 """Commands that need a download, a server or minutes, and the tests that run the same."""
@@ -101,6 +105,7 @@ def test_commands_are_known(page: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     # The runs that the pages resume do not exist here.
     settings = TRAIN_RECIPES["emoji-dark"].build()
     monkeypatch.setattr("sfumato.training.run_folder.read_run_config", lambda path: settings)
+    monkeypatch.setattr("sfumato.cli.config_file.read_config_file", lambda path: ConfigFile(path, {}, settings))
     for words in commands(page):
         parsed(filled(words))
     for words in mentions(page):

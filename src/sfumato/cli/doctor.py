@@ -37,7 +37,8 @@ def tell_troubles(console: Console, run: Path) -> bool:
     config = json.loads((run / "config.json").read_text("utf-8"))
     findings = examine(read_metrics(run), config, count_conditions(config))
     for finding in findings:
-        console.print(f"- {finding.cause}\n  {finding.advice}", highlight=False)
+        text = f"- {finding.cause}\n  {finding.advice}"
+        console.print(text, highlight=False, soft_wrap=not console.is_terminal)
     return bool(findings)
 
 

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from sfumato.errors import UserError
 
+MANY = 12
+"""Number of names that an error lists at most."""
+
 
 def list_choices(usage: str, text: str, choices: Mapping[str, str]) -> None:
     """Print the usage, a line of text, and one line per choice."""
@@ -28,5 +31,6 @@ def check_known(field: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"give one of {', '.join(known)}"
+        few = ", ".join(known[:MANY]) + (f", ... ({len(known)} in all)" if len(known) > MANY else "")
+        hint = f"did you mean {' or '.join(close)}?" if close else f"give one of {few}"
         raise UserError(f"{field}: unknown {field} {name!r}; {hint}")

@@ -6,6 +6,7 @@ The module of a command is imported only when the command is used, so lists and 
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from sfumato.engine.cause import BAD_INPUT, FINISHED, INTERRUPTED, cause_of, rec
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.errors import SharedError, UserError
 from sfumato.experiments import EXPERIMENTS
+from sfumato.notes import note
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 
 
@@ -29,13 +31,23 @@ class Command:
     """kind of the first argument, if it is one of `choices`"""
     choices: Mapping[str, Any] = field(default_factory=dict)
     """choices for the first argument, by name; each has a one-line `help`"""
-    resumes: bool = False
-    """whether `--resume RUN_DIR` may be given instead of a choice"""
+    instead: Mapping[str, str] = field(default_factory=dict)
+    """what else may be given instead of a choice, and what it does"""
 
 
 COMMANDS = {
-    "train": Command("align a generator with a reward (GRPO)", "recipe", TRAIN_RECIPES, resumes=True),
-    "plan": Command("tell whether a run fits its GPUs, before anything is loaded", "recipe", TRAIN_RECIPES),
+    "train": Command(
+        "align a generator with a reward (GRPO)",
+        "recipe",
+        TRAIN_RECIPES,
+        {"--config FILE": "starts from the settings in a file", "--resume RUN_DIR": "continues a run"},
+    ),
+    "plan": Command(
+        "tell whether a run fits its GPUs, before anything is loaded",
+        "recipe",
+        TRAIN_RECIPES,
+        {"--config FILE": "starts from the settings in a file"},
+    ),
     "launch": Command("train with several processes, one per GPU, on one or several machines"),
     "pretrain": Command("train a generator or a classifier from scratch on images", "recipe", PRETRAIN_RECIPES),
     "evaluate": Command("measure models and images: accuracy, rewards, FID, diversity, entropy, prompt benchmarks"),
@@ -44,10 +56,11 @@ COMMANDS = {
     ),
     "doctor": Command("say why a run may not learn, and what to change"),
     "report": Command("write a report on runs: one HTML file with pictures, curves, metrics and settings"),
+    "compare": Command("compare runs in one table: the settings that differ, rewards, KL, time per step"),
     "sample": Command("draw images from a bundled model, a run, or a released checkpoint"),
     "classes": Command("list a model's classes"),
     "export": Command("write a model's weights under the names that the original code uses"),
-    "rewards": Command("list the rewards and show which are ready on this machine"),
+    "rewards": Command("list the rewards and show which are ready on this machine, or try one"),
     "score": Command("score image files with a reward"),
     "serve": Command("serve a reward over HTTP from a separate environment"),
 }
@@ -80,11 +93,12 @@ def parse(arguments: list[str]) -> Callable[[], int] | None:
     if command.choices:
         if not rest or rest[0] in ("-h", "--help"):
             usage = f"sfumato {name} {command.kind.upper()}"
-            lines = {choice: entry.help for choice, entry in command.choices.items()}
-            resuming = f" `sfumato {name} --resume RUN_DIR` continues a run." if command.resumes else ""
-            list_choices(f"{usage} ...", f"`{usage} --help` lists the options.{resuming}", lines)
+            lines = {getattr(entry, "listed", "") or choice: entry.help for choice, entry in command.choices.items()}
+            text = [f"`{usage} --help` lists the options."]
+            text += [f"`sfumato {name} {form}` {effect}." for form, effect in command.instead.items()]
+            list_choices(f"{usage} ...", " ".join(text), lines)
             return None
-        if not (command.resumes and rest[0].startswith("-")):
+        if not (command.instead and rest[0].startswith("-")):
             check_known(command.kind, rest[0], command.choices)
     return importlib.import_module(f"sfumato.cli.{name}").parse(rest)
 
@@ -95,16 +109,24 @@ def main(arguments: list[str] | None = None) -> int:
     Bad input prints one line; a bug shows its traceback. `SFUMATO_DEBUG=1` shows the traceback in both cases.
     """
     keep_freed_memory()
+    if os.path.expanduser("~") == "~":  # a user that the system does not know, as in some containers
+        os.environ["HOME"] = os.getcwd()
+        note("this user has no home folder, so caches go to .cache here; set HOME to choose another place")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without ± or ü must not end a run
-    status = run(sys.argv[1:] if arguments is None else arguments)
+    status = run([with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)])
     deadline = sys.modules.get("sfumato.rewards.deadline")
     if deadline is not None and deadline.is_stuck():  # the interpreter would wait for threads of that reward
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def with_home(argument: str) -> str:
+    """Replace ~ at the beginning of an argument or an option's value; a shell leaves it alone in quotes and after =."""
+    return re.sub(r"^(--[\w.-]+=)?~(?=/)", lambda found: (found[1] or "") + os.path.expanduser("~"), argument)
 
 
 def run(arguments: list[str]) -> int:

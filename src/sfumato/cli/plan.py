@@ -1,4 +1,4 @@
-"""`sfumato plan RECIPE`."""
+"""`sfumato plan RECIPE` and `sfumato plan --config FILE`."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.cli.options import parse_options
-from sfumato.cli.train import config_of
+from sfumato.cli.train import start_of
 from sfumato.errors import UserError
 from sfumato.training.train_config import TrainConfig
 
@@ -93,7 +93,6 @@ def show(plan: Any, memory: float, remedies: list[dict[str, int]]) -> None:
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
-    """Parse a recipe and the options that change it."""
-    recipe, *rest = arguments
-    config, rest = config_of(recipe, rest)
-    return parse_options(PlanCommand, f"plan {recipe}", rest, PlanCommand(config=config))
+    """Parse a recipe or a file of settings, and the options that change them."""
+    start = start_of(arguments)
+    return parse_options(PlanCommand, f"plan {start.name}", start.rest, PlanCommand(config=start.config))

@@ -1,8 +1,9 @@
-"""`sfumato train RECIPE` and `sfumato train --resume RUN_DIR`."""
+"""`sfumato train RECIPE`, `sfumato train --config FILE` and `sfumato train --resume RUN_DIR`."""
 
 import dataclasses
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -50,13 +51,81 @@ class Train:
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
-    """Parse a recipe, or `--resume` and a run folder, and the options that change its settings."""
-    if arguments[0].startswith("-"):
-        return parse_resumption(arguments)
-    recipe, *rest = arguments
-    config, rest = config_of(recipe, rest)
-    defaults = Train(config=config, run_dir=Path(run_dir_of(recipe)))
-    return parse_options(Train, f"train {recipe}", rest, defaults)
+    """Parse a recipe, a file of settings, or both, or `--resume` and a run folder, and options that change settings."""
+    show, rest = "--print-config" in arguments, [argument for argument in arguments if argument != "--print-config"]
+    if any(argument.partition("=")[0] == "--config" for argument in rest) or not rest[:1] or rest[0][:1] != "-":
+        command = parse_start(rest)
+    else:
+        command = parse_resumption(rest)
+    if not show:
+        return command
+
+    def print_config() -> int:
+        from sfumato.cli.config_file import to_yaml
+
+        print(to_yaml(command.config, command.run_dir), end="")  # noqa: T201
+        return 0
+
+    return print_config
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a new run starts from, before the options of the command line."""
+
+    name: str
+    """what the user types for it"""
+    config: TrainConfig
+    run_dir: Path
+    rest: list[str]
+    """arguments that are still to be parsed"""
+    located: Callable[[], AbstractContextManager[None]] = nullcontext
+    """adds file and line to an error that is about a setting in a file"""
+
+
+def parse_start(arguments: list[str]) -> Train:
+    """Parse a recipe or a file of settings, and the options that change them.
+
+    Raises:
+        UserError: an option or a setting in the file is unknown, malformed or out of range.
+    """
+    start = start_of(arguments)
+    defaults = Train(config=start.config, run_dir=start.run_dir)
+    command = parse_options(Train, f"train {start.name}", start.rest, defaults)
+    with start.located():
+        command.config.validate(int(os.environ.get("WORLD_SIZE", 1)))
+    return command
+
+
+def start_of(arguments: list[str]) -> Start:
+    """Read the recipe and the file that the arguments name. Settings in the file replace those of the recipe.
+
+    Raises:
+        UserError: there is neither, the recipe is unknown, or a setting in the file is unknown or malformed.
+    """
+    path, rest = take_option("config", "", arguments)
+    recipe, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
+    if not path:
+        check_known("recipe", recipe or " ".join(rest[:1]), TRAIN_RECIPES)
+        assert recipe is not None
+        config, rest = config_of(recipe, rest)
+        return Start(recipe, config, Path(run_dir_of(recipe)), rest)
+    from sfumato.cli.config_file import read_config_file
+
+    rest = renamed(rest, RENAMED)
+    file = read_config_file(Path(path).expanduser()).without(rest)
+    recipe = recipe or file.text("recipe")
+    with file.located():
+        if recipe is not None:
+            check_known("recipe", recipe, TRAIN_RECIPES)
+        config = file.complete or (TrainConfig(model="") if recipe is None else TRAIN_RECIPES[recipe].build())
+        config, changes = with_options(config, file.arguments(config))
+        config = parse_options(TrainConfig, "train", changes, config)
+    config, rest = with_options(config, rest)
+    if not config.model and not any(argument.partition("=")[0] == "--model" for argument in rest):
+        raise UserError(f"model: {file.path} names none; add model: emoji-var, or recipe: NAME to start from a recipe")
+    run_dir = Path(file.text("run_dir") or run_dir_of(file.path.stem)).expanduser()
+    return Start(f"--config {path}", config, run_dir, rest, file.located)
 
 
 def parse_resumption(arguments: list[str]) -> Train:

@@ -17,6 +17,8 @@ class Recipe:
     """name of the recipe's function in the module"""
     arguments: tuple[object, ...] = ()
     """arguments of the function"""
+    listed: str = ""
+    """line under which lists show it together with its kind, e.g. "var-dDEPTH-TARGET"; its own name if empty"""
 
     def build(self) -> Any:
         """Build the config: a `TrainConfig`, or a config for pretraining."""
@@ -52,20 +54,22 @@ TRAIN_RECIPES: dict[str, Recipe] = {
     ),
     **{
         f"var-d{depth}-{target}": Recipe(
-            f"Released VAR-d{depth} with the first paper's settings and the reward {reward!r}.",
+            "Released VAR with the first paper's settings; depth 16, 20, 24, 30 or 36; bright, dark or colorful.",
             "var",
             "var_recipe",
             (depth, reward),
+            "var-dDEPTH-TARGET",
         )
         for depth in _DEPTHS
         for target, reward in _TARGETS.items()
     },
     **{
         f"llamagen-{size}-{pixels}": Recipe(
-            f"Released LlamaGen-{size.upper()} at {pixels} px with AR-GRPO's settings and eight-part reward.",
+            "Released LlamaGen with AR-GRPO's settings and eight-part reward; size b, l or xl, 256 or 384 pixels.",
             "llamagen",
             "llamagen_recipe",
             (size, pixels),
+            "llamagen-SIZE-PIXELS",
         )
         for size in ("b", "l", "xl")
         for pixels in (256, 384)
