@@ -1,14 +1,17 @@
 """Commands that list rewards, score images and serve a reward."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from local_server import serving
 from PIL import Image
+from safetensors.torch import load
 
-from sfumato.cli.main import main
+from sfumato.cli.main import main, with_home
 from sfumato.rewards import COMPOSITIONS, REWARDS
 
 
@@ -32,6 +35,63 @@ def test_every_reward_is_listed(capsys: pytest.CaptureFixture[str]):
     assert lines["deqa"].endswith("when its server runs")
     assert "ready for emoji; pip install 'sfumato[torchvision]'" in lines["classifier"] or find_spec("torchvision")
     assert all(f"  {name}: " in text for name in COMPOSITIONS)
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]):
+    with serving(lambda body: (200, b"")) as server:
+        port = server.address.rpartition(":")[2]
+        assert main(["serve", "brightness", "--port", port]) == 2
+    assert capsys.readouterr().err == (
+        f"sfumato: port: {port} of 127.0.0.1 cannot be used (Address already in use); choose another --port\n"
+    )
+
+
+def test_one_reward_is_tried(capsys: pytest.CaptureFixture[str]):
+    assert main(["rewards", "brightness?scale=2"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert re.fullmatch(r" brightness\?scale=2 +\d+\.\d\d s +0 to 2 *", line)
+
+
+def test_servers_are_tried_one_by_one(capsys: pytest.CaptureFixture[str]):
+    """Each says what it serves, and scores eight images; one that is away, or is something else, is an error."""
+
+    def answer(body: bytes) -> tuple[int, bytes]:
+        if not body:
+            return 200, b'{"reward": "clip", "status": "ready", "version": "1.2"}'
+        return 200, json.dumps({"scores": load(body)["labels"].tolist()}).encode()
+
+    with serving(answer) as server, serving(lambda body: (200, b"<html>It works!</html>")) as other:
+        names = [server.address, other.address, "http://127.0.0.1:9"]
+        assert main(["rewards", server.address]) == 0
+        row = rf" {server.address} +clip +1\.2 +\d+\.\d\d s +-1 to -1 *"
+        assert re.fullmatch(row, capsys.readouterr().out.splitlines()[1])
+        assert main(["rewards", f"{','.join(names)}?retries=40"]) == 2
+    printed = capsys.readouterr()
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["reward", server.address]
+    assert printed.err.splitlines() == [
+        f"sfumato: {other.address}/health is not a server of sfumato serve; "
+        "for one of Flow-GRPO, add protocol=flow-grpo",
+        "sfumato: http://127.0.0.1:9/health does not answer (Connection refused); is the server running?",
+    ]
+
+
+def test_home_in_arguments(pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Quotes and = keep the shell from replacing ~."""
+    monkeypatch.setenv("HOME", str(pictures))
+    (pictures / "r.py").write_text("def f(images, words):\n    return images.mean((1, 2, 3))\n")
+    assert main(["score", "~/r.py:f?scale=2", "~/ant", "--caption=~/x", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"image": str(pictures / "ant/picture.png"), "score": 2.0}]
+    assert [with_home(a) for a in ("--data=~/x", "~x", "a~/b", "--a", "~")] == [
+        f"--data={pictures}/x", "~x", "a~/b", "--a", "~",
+    ]  # fmt: skip
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("HOME", "~")  # as for a user that the system does not know
+    monkeypatch.chdir(tmp_path)
+    assert main(["rewards", "brightness"]) == 0
+    assert "this user has no home folder" in capsys.readouterr().err
+    assert Path.home() == tmp_path
 
 
 def test_scores_as_a_table_and_as_json(pictures: Path, capsys: pytest.CaptureFixture[str]):
@@ -80,7 +140,9 @@ def test_images_without_a_score(pictures: Path, capsys: pytest.CaptureFixture[st
         (["score", "brigthness", "{folder}"], "reward", ("'brigthness'", "brightness or")),
         (["serve", "brightness", "--host", "0.0.0.0"], "host", ("0.0.0.0", "SFUMATO_REWARD_TOKEN")),
         (["score", "brightness?levels=0,1", "{folder}"], "reward", ("brightness?levels=0,1", "thresholds")),
-        (["serve", "brightness?levels=0,1"], "reward", ("brightness?levels=0,1", "thresholds")),
+        (["serve", "brightness?levels=0,1", "--port", "0"], "reward", ("brightness?levels=0,1", "thresholds")),
+        (["serve", "brightness", "--port", "99999"], "port", ("99999", "0-65535")),
+        (["serve", "brightness", "--host", "::1", "--port", "-1"], "port", ("-1 of ::1", "0-65535")),
     ],
 )
 def test_errors(

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sfumato.errors import UserError
+from sfumato.notes import note
 
 OWN = ".sfumato-"
 """Beginning of the names of files that are only there while a folder is used; they do not count as its contents."""
@@ -46,7 +47,9 @@ def claim_folder(field: str, folder: Path, marker: str, *, resume: bool | None =
     option, saved = f"--{field.replace('_', '-')}", folder / marker
     if resume and not saved.is_file():
         raise UserError(f"{field}: {folder} has nothing to resume; start without --resume")
-    occupied = folder.is_dir() and any(not entry.name.startswith(OWN) for entry in folder.iterdir())
+    unfinished = staging(saved).name  # a call that was killed while it wrote the marker
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    occupied = any(not name.startswith(OWN) and name != unfinished for name in names)
     if occupied and resume is False:
         raise UserError(f"{field}: {folder} is not empty; continue with --resume or choose another {option}")
     if occupied and not saved.is_file():
@@ -172,18 +175,46 @@ def finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON cannot store, by None."""
     if isinstance(value, dict):
         return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+WHOLE, BLOCK = 2**26, 2**12
+"""Number of bytes of a file or folder up to which all its bytes identify it, and the size of the blocks beyond."""
+
+
 def state(path: Path) -> str:
-    """Return a string that changes when a file, or any file in a folder, changes: from path, size and time."""
+    """Return a string that changes when a file, or any file in a folder, changes: from sizes and contents.
+
+    It does not depend on times, nor on where the file or folder is. Of files that have more than `WHOLE` bytes
+    together, each counts with blocks at even distances, among them its first and its last one. The last bytes of .npz
+    and PNG files contain checksums of all others, and training changes every block of a file of weights.
+    """
     if not path.is_dir():
-        return f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        return f"{path.stat().st_size} bytes {_digest(path, WHOLE).hex()}"
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256("\n".join(map(state, files)).encode()).hexdigest()[:16]
-    return f"{path.resolve()} {len(files)} files {digest}"
+    share = WHOLE // max(1, len(files)) if sum(file.stat().st_size for file in files) > WHOLE else WHOLE
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(file.relative_to(path)) + b"\0" + _digest(file, share))
+    return f"{len(files)} files {digest.hexdigest()[:16]}"
+
+
+def _digest(path: Path, limit: int) -> bytes:
+    """Return a digest of the size and content of a file; beyond `limit` bytes, of blocks at even distances."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with suppress(OSError), path.open("rb") as file:  # of a file without permission, only the size counts
+        if size <= max(limit, 2 * BLOCK):
+            for part in iter(lambda: file.read(2**20), b""):
+                digest.update(part)
+        else:
+            last = max(1, limit // BLOCK - 1)
+            for number in range(last + 1):
+                file.seek((size - BLOCK) * number // last)
+                digest.update(file.read(BLOCK))
+    return digest.digest()[:8]
 
 
 def check_writable(field: str, folder: Path) -> None:
@@ -257,11 +288,24 @@ def remove(path: Path) -> None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Read the steps in a run's `metrics.jsonl`; a last line that a kill cut off is skipped."""
+    """Read the steps in a run's `metrics.jsonl`, as `read_lines` does."""
     return read_lines(run_dir / "metrics.jsonl")
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:
-    """Read a file with one JSON object per line; a last line that a kill cut off is skipped."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """Read a file with one JSON object with a `step` per line. Other lines are left out, with a note that counts them,
+    except for a last line that a kill cut off."""
+    lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+    rows = {number: _row(line) for number, line in enumerate(lines, start=1) if line.strip()}
+    foreign = [number for number, row in rows.items() if row is None and number < len(lines)]
+    if foreign:
+        note(f"{path}: left out {len(foreign)} lines that no run wrote, the first in line {foreign[0]}")
+    return [row for row in rows.values() if row is not None]
+
+
+def _row(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int | float) else None

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -42,7 +43,7 @@ def load_object(field: str, name: str) -> Any:
         UserError: the file is missing, cannot be imported, or does not define a callable of that name.
     """
     file, _, member = name.rpartition(":")
-    path = Path(file)
+    path = Path(os.path.expanduser(file))
     if not path.is_file():
         raise UserError(f"{field}: {path} is not a file; give path/to/file.py:name")
     # Files of the same name in two folders are two modules.

@@ -17,6 +17,7 @@ from errors import bad_input
 from PIL import Image
 from tiny import tiny_request
 
+from sfumato.errors import UserError
 from sfumato.rewards import RewardError, build_reward
 from sfumato.rewards.answers import find_number
 
@@ -107,11 +108,20 @@ def test_a_server_that_is_overloaded_is_asked_again(server: FakeModel, monkeypat
     pauses: list[float] = []
     monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", pauses.append)
     server.answer = lambda question, mean: says("Final Score: 4")
-    server.failures = [503, 429, 500]
-    name = f"unifiedreward?endpoint={server.address}&concurrency=1"
-    assert build_reward({name: 1.0})(IMAGES, WORDS)[0].tolist() == pytest.approx([0.8] * 3)
-    assert pauses == [0.5, 1.0, 2.0]
-    assert len(server.requests) == 6
+    reward = build_reward({f"unifiedreward?endpoint={server.address}&concurrency=1": 1.0})
+    for failures in ([503, 429, 408], [500, 502, 504]):
+        server.failures = list(failures)
+        assert reward(IMAGES, WORDS)[0].tolist() == pytest.approx([0.8] * 3)
+    assert pauses == [0.5, 1.0, 2.0] * 2
+    assert len(server.requests) == 12
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_a_server_that_fails_from_the_beginning_is_refused_at_once(server: FakeModel, status: int):
+    server.failures = [status]
+    with pytest.raises(RewardError, match=rf"EndpointError: http://.* refused: {status} "):
+        build_reward({f"unifiedreward?endpoint={server.address}&concurrency=1": 1.0})(IMAGES[:1], WORDS[:1])
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_refuses_is_not_asked_again(server: FakeModel):
@@ -125,7 +135,7 @@ def test_a_server_that_was_never_there_is_refused_at_once(monkeypatch: pytest.Mo
     pauses: list[float] = []
     monkeypatch.setattr("sfumato.rewards.endpoint.time.sleep", pauses.append)
     name = "judge?endpoint=http://127.0.0.1:9&retries=2"
-    with pytest.raises(RewardError, match=r"http://127\.0\.0\.1:9/.*URLError.*is the server running"):
+    with pytest.raises(RewardError, match=r"http://127\.0\.0\.1:9/.*\(Connection refused\); is the server running"):
         build_reward({name: 1.0})(IMAGES, WORDS)
     assert not pauses
 
@@ -146,7 +156,10 @@ def test_a_server_that_goes_away_is_waited_for(
     assert pauses == [0.5, 1.0, 0.5, 1.0]
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert f"waiting for {server.address}/chat/completions" in lines[0]
+    assert f"waiting for {server.address}/chat/completions (RemoteDisconnected: " in lines[0]
+    assert lines[0].endswith("; asking again for up to 2 s)")
+    assert reward(IMAGES[:1], WORDS[:1])[0].tolist() == pytest.approx([0.8])
+    assert f"{server.address}/chat/completions answers again after 0 s" in capsys.readouterr().err
 
 
 @dataclass
@@ -234,8 +247,8 @@ def test_no_request_passes_a_proxy_that_can_read_it(
 
 def test_a_token_stays_out_of_messages(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SFUMATO_REWARD_TOKEN", "sec\nret")
-    with pytest.raises(RewardError, match="token: ") as error:
-        build_reward({"http://127.0.0.1:9": 1.0})(IMAGES, WORDS)
+    with pytest.raises(UserError, match="token: ") as error:
+        build_reward({"http://127.0.0.1:9": 1.0})
     assert "sec" not in str(error.value).replace("SFUMATO_REWARD_TOKEN", "")
 
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_the_scores_are_those_of_the_reward(address: str):
     there = build_reward({f"{address}?scale=2": 1.0})(IMAGES, WORDS)[0]
     torch.testing.assert_close(there, 2 * here, rtol=1e-6, atol=0)
     with urllib.request.urlopen(f"{address}/health", timeout=30) as response:
-        assert json.loads(response.read()) == {"reward": "telling", "status": "ready"}
+        assert json.loads(response.read()) == {"reward": "telling", "status": "ready", "version": version("sfumato")}
 
 
 def test_pictures_as_png(address: str):
@@ -225,9 +226,9 @@ SERVER = """
 import sys
 import uvicorn
 from sfumato.rewards import build_reward
-from sfumato.rewards.server import serve
+from sfumato.rewards.server import bind, serve
 (name, part), = build_reward({"brightness": 1.0}).parts.items()
-serve(name, part, port=int(sys.argv[1]), device="cpu")
+serve(name, part, bind("127.0.0.1", int(sys.argv[1]), ""), device="cpu")
 """
 
 

@@ -21,23 +21,24 @@ class Serve:
     host: str = "127.0.0.1"
     """address to listen on; if other machines can reach it, SFUMATO_REWARD_TOKEN must hold a token"""
     port: int = 8100
-    """port to listen on"""
+    """port to listen on; 0 chooses a free one"""
     device: str = "auto"
     """device to run on: auto, cpu, cuda or cuda:N"""
 
     def __call__(self) -> int:
         from sfumato.engine.process import find_device
-        from sfumato.rewards.server import check_host, serve
+        from sfumato.rewards.server import bind, serve
 
         token = os.environ.get("SFUMATO_REWARD_TOKEN", "")
-        check_host(self.host, token)
-        (name, part), *others = build_reward({self.reward: 1.0}).parts.items()
-        if others:
-            raise UserError(f"reward: {self.reward} is a sum of rewards; serve them one by one")
-        if part.levels and not part.thresholds:
-            raise UserError(f"reward: {name} has no thresholds; give them, or set the levels where it is used")
-        Console(markup=False).print(f"{name}: http://{self.host}:{self.port}", highlight=False, soft_wrap=True)
-        serve(name, part, host=self.host, port=self.port, token=token, device=str(find_device(self.device)))
+        with bind(self.host, self.port, token) as bound:
+            (name, part), *others = build_reward({self.reward: 1.0}).parts.items()
+            if others:
+                raise UserError(f"reward: {self.reward} is a sum of rewards; serve them one by one")
+            if part.levels and not part.thresholds:
+                raise UserError(f"reward: {name} has no thresholds; give them, or set the levels where it is used")
+            host, port = f"[{self.host}]" if ":" in self.host else self.host, bound.getsockname()[1]
+            Console(markup=False).print(f"{name}: http://{host}:{port}", highlight=False, soft_wrap=True)
+            serve(name, part, bound, token=token, device=str(find_device(self.device)))
         return 0
 
 

@@ -435,7 +435,7 @@ def _hub_errors(field: str, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ImportError) as error:  # ImportError: a SOCKS proxy
         raise UserError(
             f"{field}: {what} could not be downloaded from the Hugging Face hub; download manually and give the path"
         ) from error

@@ -22,7 +22,8 @@ class DeQA:
     """Expected quality, 1 (bad) to 5 (excellent), under the probabilities of the five words as first answer token."""
 
     endpoint: str = "http://127.0.0.1:18086/v1"
-    """address, up to /v1, of an OpenAI-compatible server that returns log-probabilities; its key is OPENAI_API_KEY"""
+    """address, up to /v1, of an OpenAI-compatible server that returns log-probabilities, or of several with commas
+    between them; their key is OPENAI_API_KEY"""
     model: str = "DeQA-Score-Mix3"
     """name of the model on the server"""
     concurrency: int = 16

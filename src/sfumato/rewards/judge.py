@@ -42,8 +42,8 @@ class Judge:
     model: str = "Qwen/Qwen2.5-VL-3B-Instruct"
     """hub id or folder; with an endpoint, name of the model on the server"""
     endpoint: str | None = None
-    """address, up to /v1, of an OpenAI-compatible server, whose key is OPENAI_API_KEY; the model runs in this process
-    if not given"""
+    """address, up to /v1, of an OpenAI-compatible server, or of several with commas between them; their key is
+    OPENAI_API_KEY; the model runs in this process if not given"""
     concurrency: int = 16
     """number of simultaneous requests"""
     timeout: float = 120.0

@@ -3,8 +3,12 @@
 import dataclasses
 import difflib
 import inspect
+import os
+import re
+import sys
 import types
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
@@ -25,7 +29,8 @@ def build_part(name: str, weight: float, known: Mapping[str, Maker]) -> Part:
     """Build a reward from its name and options, as a part of a sum.
 
     Args:
-        name: `NAME`, `path/to/file.py:function` or `http://...`, then `?option=value&option=value`; %26 is an &.
+        name: `NAME`, `path/to/file.py:function` or `http://...` (one or several, separated by commas), then
+            `?option=value&option=value`; %26 is an &.
         weight: weight of the part in the sum.
         known: built-in rewards by name.
 
@@ -71,7 +76,8 @@ def files_of_reward(name: str) -> list[str]:
     base, query = split_name(name)
     code = [base.rpartition(":")[0]] if is_path(base) else []
     wanted = {option: text for option, text in split_options(name, query).items() if option not in PART_OPTIONS}
-    return code + [text for option, text in wanted.items() if code or option.rpartition(".")[2] in FILE_OPTIONS]
+    values = [text for option, text in wanted.items() if code or option.rpartition(".")[2] in FILE_OPTIONS]
+    return [os.path.expanduser(file) for file in code + values]
 
 
 def build_reward(name: str, base: str, options: Mapping[str, str], known: Mapping[str, Maker]) -> Reward:
@@ -100,7 +106,7 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
 
 def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) -> Reward:
     signature = inspect.signature(maker).parameters.values()
-    hints = get_type_hints(maker.__init__ if not dataclasses.is_dataclass(maker) else maker)
+    hints = _hints(maker)
     parameters = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in parameters]
     for option in options:
@@ -118,13 +124,28 @@ def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) ->
     return cast(Reward, reward)
 
 
+def _hints(maker: type) -> dict[str, Any]:
+    """Return the type hints of a class's options. One that cannot be evaluated is left out, such as a name that is
+    imported for type checkers only."""
+    annotated = maker if dataclasses.is_dataclass(maker) else maker.__init__
+    try:
+        return get_type_hints(annotated)
+    except Exception:  # each is evaluated alone below
+        hints = {}
+        for name, parameter in inspect.signature(maker).parameters.items():
+            alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+            with suppress(Exception):
+                hints |= get_type_hints(alone, globalns=sys.modules[maker.__module__].__dict__)
+        return {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
+
+
 def _kind_of(default: Any) -> type:
     """Return the type of an option without a type hint: that of its default, or text."""
     return type(default) if isinstance(default, bool | int | float) else str
 
 
 def convert(what: str, text: str, kind: Any) -> Any:
-    """Convert text to a str, int, float, bool, literal, or tuple of these; an empty optional becomes None.
+    """Convert text to a str, int, float, bool, literal, or a tuple or list of these; an empty optional becomes None.
 
     Raises:
         UserError: the text does not have this type; the message begins with `what`, which names the option.
@@ -134,8 +155,8 @@ def convert(what: str, text: str, kind: Any) -> Any:
         return convert(what, text, next(a for a in arguments if a is not type(None))) if text else None
     if kind is Any:
         return text
-    if get_origin(kind) is tuple:
-        return tuple(convert(what, item.strip(), arguments[0]) for item in text.split(",") if item.strip())
+    if get_origin(kind) in (tuple, list):
+        return get_origin(kind)(convert(what, item.strip(), arguments[0]) for item in text.split(",") if item.strip())
     if get_origin(kind) is Literal or kind is bool:
         choices = arguments or ("true", "false")
         if text not in choices:
@@ -159,6 +180,8 @@ def find(name: str, known: Mapping[str, Maker]) -> Maker:
         return known["http"]
     if is_path(name):
         return load_object("reward", name)
+    if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+(/.*)?", name):
+        raise UserError(f"reward: {name!r} has no http:// or https://; write http://{name} for a server")
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(

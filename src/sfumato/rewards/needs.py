@@ -1,6 +1,7 @@
 """External requirements of rewards: packages that are extras, and files with weights."""
 
 import importlib
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ def file(path: str) -> Path:
     Raises:
         UserError: it is neither, or cannot be downloaded.
     """
-    if Path(path).is_file():
-        return Path(path)
+    here = Path(os.path.expanduser(path))
+    if here.is_file():
+        return here
     owner, _, rest = path.partition("/")
     repository, _, name = rest.partition("/")
     if not name or path.startswith(("/", ".", "~")):
@@ -55,8 +57,8 @@ def file(path: str) -> Path:
 
     try:
         return Path(hf_hub_download(f"{owner}/{repository}", name))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{path} cannot be downloaded ({first_line(error)}); give the path of a file") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ImportError) as error:  # ImportError: a SOCKS proxy
+        raise UserError(f"{path} cannot be downloaded ({hub_reason(error)}); give the path of a file") from error
 
 
 def weights(path: str) -> dict[str, Any]:
@@ -87,10 +89,17 @@ def pretrained(kind: Any, model: str, **options: Any) -> Any:
     """
     try:
         return kind.from_pretrained(model, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a SOCKS proxy without its package
         raise UserError(
-            f"model {model} cannot be loaded ({first_line(error)}); give a hub id, or a folder saved by transformers"
+            f"model {model} cannot be loaded ({hub_reason(error)}); give a hub id, or a folder saved by transformers"
         ) from error
+
+
+def hub_reason(error: BaseException) -> str:
+    """Return one line that says why something could not be downloaded from the hub."""
+    if isinstance(error, ImportError) and "SOCKS" in str(error):
+        return "ALL_PROXY is a SOCKS proxy; pip install socksio, or unset it"
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,13 @@
 """Serve a reward over HTTP from its own environment.
 
-GET  /health   returns {"reward": NAME, "status": "ready"}
+GET  /health   returns {"reward": NAME, "status": "ready", "version": VERSION OF SFUMATO}
 POST /score    takes images and words as in `wire`; returns {"scores": [number or null, ...], "reason": TEXT}
 """
 
 import secrets
+import socket
 import threading
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -84,20 +86,41 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
         return await run_in_threadpool(work, body, content_type)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"reward": name, "status": "ready"})
+        return JSONResponse({"reward": name, "status": "ready", "version": version("sfumato")})
 
     return Starlette(routes=[Route("/health", health), Route("/score", answer, methods=["POST"])])
 
 
-def serve(name: str, part: Part, *, host: str = "127.0.0.1", port: int = 8100, token: str = "", device: str) -> None:
-    """Serve a reward until interrupted.
+def serve(name: str, part: Part, bound: socket.socket, *, token: str = "", device: str) -> None:
+    """Serve a reward on a socket from `bind` until interrupted.
 
     Raises:
-        UserError: the host is not loopback and no token is set, or a package is missing.
+        UserError: a package is missing.
+    """
+    app = application(name, part, token, device=device)
+    uvicorn = needs.package("uvicorn", "serve")
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[bound])
+
+
+def bind(host: str, port: int, token: str) -> socket.socket:
+    """Return a socket at an address. Nobody can connect to it before it is served.
+
+    Raises:
+        UserError: other machines can reach the host and no token is set, the host is none of this machine's, or the
+            port is taken or out of range.
     """
     check_host(host, token)
-    app = application(name, part, token, device=device)
-    needs.package("uvicorn", "serve").run(app, host=host, port=port, log_level="warning")
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of a server that ended a moment ago
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        if isinstance(error, socket.gaierror):
+            raise UserError(f"host: {host} is unknown ({error.strerror}); give an address of this machine") from None
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise UserError(f"port: {port} of {host} cannot be used ({reason}); choose another --port") from None
+    return bound
 
 
 def check_host(host: str, token: str) -> None:

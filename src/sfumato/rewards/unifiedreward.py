@@ -22,7 +22,8 @@ class UnifiedReward:
     """The model's score from 1 to 5, divided by 5: 0.2 to 1. An image whose answer has no score gets none."""
 
     endpoint: str = "http://127.0.0.1:17140/v1"
-    """address, up to /v1, of an OpenAI-compatible server; its key is OPENAI_API_KEY"""
+    """address, up to /v1, of an OpenAI-compatible server, or of several with commas between them; their key is
+    OPENAI_API_KEY"""
     model: str = "UnifiedReward-7b-v1.5"
     """name of the model on the server"""
     question: str = QUESTION

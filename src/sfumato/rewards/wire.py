@@ -6,7 +6,7 @@ A safetensors file contains numbers and text only, and no executable code.
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from torch import Tensor
 from sfumato.data.images import to_rgb
 from sfumato.data.preprocessing import to_bytes
 from sfumato.errors import UserError
+from sfumato.files import finite
 from sfumato.request import Words
+from sfumato.rewards.endpoint import excerpt
 
 TENSORS, JSON = "application/x-safetensors", "application/json"
 """Content types of requests."""
@@ -38,10 +40,15 @@ MALFORMED = (
 
 def pack(images: Float[Tensor, "B 3 H W"], words: Words) -> bytes:
     """Encode a request: images as 8-bit values, labels, and the text fields of the words."""
-    fields = {"names": words.names, "captions": words.captions, "metadata": words.metadata}
+    fields = {"names": words.names, "captions": words.captions, "metadata": plain_metadata(words)}
     labels = words.labels.cpu().long()
     tensors = {"images": to_bytes(images).cpu().contiguous(), "labels": labels.contiguous()}
-    return save_tensors(tensors, {key: json.dumps(value, default=str) for key, value in fields.items()})
+    return save_tensors(tensors, {key: json.dumps(value) for key, value in fields.items()})
+
+
+def plain_metadata(words: Words) -> list[dict[str, Any]]:
+    """Return the metadata of each image as JSON can store it: NaN and infinity become null, other objects text."""
+    return [finite(json.loads(json.dumps(dict(item), default=str))) for item in words.metadata]
 
 
 def unpack(body: bytes, content_type: str) -> tuple[Tensor, Words]:
@@ -153,20 +160,55 @@ class Answer:
         scores = [None if score != score else score for score in self.scores.tolist()]
         return {"scores": scores, "reason": self.reason}
 
-    @staticmethod
-    def unpack(content: Any, count: int) -> "Answer":
-        """Build the answer from the content of the JSON.
 
-        Raises:
-            UserError: it does not have one score for each of `count` images.
-        """
-        scores = content.get("scores") if isinstance(content, Mapping) else None
-        if not isinstance(scores, list) or len(scores) != count:
-            raise UserError(f"the answer has no list of {count} scores: {str(content)[:80]}")
-        if not all(score is None or isinstance(score, int | float) for score in scores):
-            raise UserError(f"the answer's scores are not numbers: {str(scores)[:80]}")
-        try:
-            numbers = [torch.nan if score is None else float(score) for score in scores]
-        except OverflowError:
-            raise UserError(f"the answer's scores are too large: {str(scores)[:80]}") from None
-        return Answer(torch.tensor(numbers, dtype=torch.float64), str(content.get("reason") or ""))
+def read_answer(body: bytes, count: int) -> Answer:
+    """Read the JSON of a server's answer.
+
+    Raises:
+        UserError: it does not have one score for each of `count` images.
+    """
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UserError(f"the answer is not JSON: {excerpt(body)}") from None
+    content = content if isinstance(content, Mapping) else {}
+    return Answer(read_scores(content.get("scores"), count, excerpt(body)), excerpt(str(content.get("reason") or "")))
+
+
+def read_scores(scores: Any, count: int, answer: str) -> Float[Tensor, " B"]:
+    """Return the scores in an answer as float64.
+
+    Args:
+        scores: what should be a list of `count` numbers, or None for an image without a score.
+        count: number of images.
+        answer: beginning of the answer, for messages.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if not isinstance(scores, list) or len(scores) != count:
+        raise UserError(f"the answer has no list of {count} scores: {answer}")
+    if not all(score is None or isinstance(score, int | float) for score in scores):
+        raise UserError(f"the answer's scores are not numbers: {answer}")
+    try:
+        numbers = [torch.nan if score is None else float(score) for score in scores]
+    except OverflowError:
+        raise UserError(f"the answer's scores are too large: {answer}") from None
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are sent to a server, and scores come back."""
+
+    path: str
+    """path of requests below the address of the server"""
+    content_type: str
+    pack: Callable[[Tensor, Words], bytes]
+    """makes the body of a request from images (B, 3, H, W) in [0, 1] and words"""
+    read: Callable[[bytes, int], Answer]
+    """reads the body of the answer for this number of images"""
+
+
+OWN = Protocol("/score", TENSORS, pack, read_answer)
+"""The protocol of `sfumato serve`."""
