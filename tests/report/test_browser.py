@@ -1,5 +1,7 @@
 """The report in a real browser: headless Debian chromium, driven by Playwright."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import data_of, metrics, write_run
+from made_runs import data_of, metrics, write_pretraining, write_rows, write_run
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from sfumato.report.build import write_report
@@ -109,11 +111,49 @@ def test_all_pictures_load(report: Report, visit: Callable[..., Page]):
     page = visit(report.path)
     page.locator("#slider").focus()
     for _ in report.data["runs"][0]["moments"]:
-        page.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
-        sizes = page.evaluate("[...document.images].map((image) => [image.naturalWidth, image.naturalHeight])")
+        page.eval_on_selector_all("main img", "(images) => Promise.all(images.map((image) => image.decode()))")
+        sizes = page.eval_on_selector_all(
+            "main img", "(images) => images.map((image) => [image.naturalWidth, image.naturalHeight])"
+        )
         assert sizes == [[16, 16]] * (16 + 2 * 16)
         page.keyboard.press("ArrowLeft")
-    assert all(page.evaluate("[...document.images].map((image) => image.alt.length)"))
+    assert all(page.eval_on_selector_all("main img", "(images) => images.map((image) => image.alt.length)"))
+
+
+def test_a_picture_is_enlarged(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    view, third = page.locator("#view"), page.locator("#scenes .picture").nth(2)
+    assert not view.is_visible()
+    third.focus()
+    page.keyboard.press("Enter")
+    assert view.locator("img").get_attribute("src") == report.images(4)[2]
+    assert view.locator("p").text_content() == f"{HOSTILE[2]}, step 4, reward 0.450"
+    assert page.evaluate("document.activeElement.textContent") == "Close"
+    box = view.locator("img").bounding_box()
+    assert box is not None
+    assert box["width"] == box["height"] > 400
+    page.keyboard.press("Escape")
+    assert not view.is_visible()
+    assert third.evaluate("(node) => node === document.activeElement")
+    page.locator(".pairs .picture").first.click()
+    assert view.locator("img").get_attribute("src") == report.images(0)[15]
+    assert view.locator("p").text_content() == "thing 7, before, reward 0.500"
+    view.locator("button").click()
+    assert not view.is_visible()
+
+
+@pytest.mark.parametrize(("size", "columns"), [(PHONE, 4), (WIDE, 8)])
+@pytest.mark.parametrize("counts", [(8, 8, 8, 6, 2), (2,) * 16, (1,) * 5])
+def test_pictures_have_one_size_and_stand_in_columns(
+    visit: Callable[..., Page], tmp_path: Path, size: ViewportSize, columns: int, counts: tuple[int, ...]
+):
+    names = [f"caption {n}" for n, count in enumerate(counts) for _ in range(count)]
+    page = visit(write_report([write_run(tmp_path / "run", names=names)]), size)
+    boxes = [image.bounding_box() for image in page.locator("#scenes img").all()]
+    assert len({round(box["width"], 1) for box in boxes if box}) == 1
+    assert len({round(box["x"], 1) for box in boxes if box}) == columns if len(names) > 8 else 4
+    captions = page.locator("#scenes figcaption").all_text_contents()
+    assert len(captions) == len(counts)
 
 
 def test_pairs_are_sorted_by_gain_and_by_loss(report: Report, visit: Callable[..., Page]):
@@ -160,6 +200,109 @@ def test_values_of_curves_by_pointer_and_by_key(report: Report, visit: Callable[
     assert values.text_content() == f"step 40{metrics(40)['reward_mean']:.3f}"
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] - 300)
     assert values.text_content() == f"{metrics(4)['reward_mean']:.3f}{metrics(40)['reward_mean']:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (5e-5, 2e-4, ["0.5e−4", "1.0e−4", "1.5e−4", "2.0e−4"]),
+        (1.5e-4, 2e-4, ["1.6e−4", "1.8e−4", "2.0e−4"]),
+        (-0.1, 0.3, ["−0.1", "0", "0.1", "0.2", "0.3"]),
+        (0, 3e6, ["0", "1e6", "2e6", "3e6"]),
+    ],
+)
+def test_labels_of_an_axis_differ(
+    report: Report, visit: Callable[..., Page], low: float, high: float, labels: list[str]
+):
+    assert visit(report.path).evaluate(f"tickLabels(...ticks({low}, {high}, 4))") == labels
+
+
+def test_the_axis_of_a_constant_zero(visit: Callable[..., Page], tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    write_rows(run / "metrics.jsonl", [{**metrics(step), "kl": 0.0} for step in range(1, 5)])
+    chart = visit(write_report([run])).locator("figure").filter(has_text="KL to the reference")
+    chart.locator("path").wait_for(state="attached")
+    assert chart.locator("text").all_text_contents()[:3] == ["0", "0.5", "1.0"]
+
+
+def test_smoothing(report: Report, visit: Callable[..., Page]):
+    page = visit(report.path)
+    # Weights 0.25 and 0.5 of the first and the third value, divided by their sum.
+    assert page.evaluate("smoothed([1, null, 3], 0.5)") == [1, None, pytest.approx(1.75 / 0.75)]
+    chart = page.locator("#curves figure").first
+    chart.locator("path").first.wait_for(state="attached")
+    before = chart.locator("path").first.get_attribute("d")
+    assert chart.locator("path.faint").count() == 0
+    page.locator("#smoothing").focus()
+    page.keyboard.press("PageUp")
+    assert "0." in (page.locator("#smoothing").get_attribute("aria-valuetext") or "")
+    assert chart.locator("path.faint").count() == 2
+    assert chart.locator("path.faint").first.get_attribute("d") == before
+    assert chart.locator("path").count() == 4
+    page.keyboard.press("Home")
+    assert chart.locator("path.faint").count() == 0
+    assert chart.locator("path").count() == 2
+
+
+def test_the_metrics_are_saved_as_csv(report: Report, visit: Callable[..., Page], tmp_path: Path):
+    page = visit(report.path)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    assert download.value.suggested_filename == "metrics.csv"
+    download.value.save_as(tmp_path / "metrics.csv")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["step"]) for row in rows[:6]] == [("one", str(n)) for n in range(5)] + [("other", "0")]
+    assert len(rows) == 5 + 41
+    for row in rows:
+        step = int(row["step"])
+        expected = {name: value for name, value in metrics(step).items() if name != "step"} if step else {}
+        assert {name: float(row[name]) for name in expected} == expected
+        assert (row["fixed_set/entropy"] == "1") == (step % (2 if row["run"] == "one" else 4) == 0)
+
+
+def test_how_a_run_was_run(visit: Callable[..., Page], tmp_path: Path):
+    run = write_run(tmp_path / "run", reward={"dark": 1.0, "x": 0.5, "saturation": 0})
+    start = {"version": "0.2.0", "command": "sfumato train <b>", "host": "here", "started": "2026-01-02T03:04:05+00:00"}
+    (run / "run.json").write_text(json.dumps([{**start, "seconds": 3723.4}, {**start, "seconds": None}]))
+    timed = [{**metrics(n), "seconds/sample": 2.0 + n, "seconds/update": 15.0 - n} for n in range(1, 4)]
+    write_rows(run / "metrics.jsonl", timed)
+    (run / "checkpoints/step-000002").mkdir(parents=True)
+    page = visit(write_report([run]))
+    assert "reward dark × 1 + x × 0.5 · measured only: saturation · 3 of 4" in (
+        page.locator(".card").text_content() or ""
+    )
+    first, second = page.locator(".starts li").all()
+    assert first.locator("p").text_content() == "2026-01-02 03:04:05 UTC · took 1 h 2 min · on here · version 0.2.0"
+    assert first.locator("code").text_content() == "sfumato train <b>"
+    assert "still running, or killed" in (second.text_content() or "")
+    cells = [row.locator("th, td").all_text_contents() for row in page.locator("#machines tbody tr").all()]
+    assert cells == [
+        ["base model", "emoji-var"],
+        ["newest checkpoint of the run", "checkpoints/step-000002"],
+        ["sample", "4.000", "24 %"],
+        ["update", "13.00", "76 %"],
+        ["all", "17.00", "100 %"],
+    ]
+
+
+def test_a_pretraining_run(visit: Callable[..., Page], tmp_path: Path):
+    page = visit(write_report([write_pretraining(tmp_path / "own")]), PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert page.locator("nav a").all_text_contents() == ["Through training", "Curves", "Settings"]
+    card = page.locator(".card").text_content() or ""
+    assert "started from emoji-var · 90 images, 5 of them held out · 3 classes" in card
+    assert "Generator loss4.000 → 1.0003 of 4 steps, not finished" in card
+    assert "Generator validation3.000 → 3.500lowest 3.000" in card
+    assert page.locator(".hint").text_content() == "Each image is followed by its reconstruction."
+    assert page.locator("#scenes figure").count() == 8
+    page.locator("#training input[type=radio]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#scenes figure").count() == 4
+    loss = page.get_by_role("slider", name="Generator: loss, dashed: held-out images")
+    loss.locator("path").first.wait_for(state="attached")
+    dashes = [path.get_attribute("stroke-dasharray") for path in loss.locator("path").all()]
+    assert dashes == ["none", "5 4"]
 
 
 def test_what_users_write_is_shown_and_not_run(report: Report, visit: Callable[..., Page]):
@@ -214,7 +357,7 @@ def test_light_and_dark(report: Report, visit: Callable[..., Page]):
 def test_focus_is_seen(report: Report, visit: Callable[..., Page]):
     page = visit(report.path)
     seen = set()
-    for _ in range(14):
+    for _ in range(64):
         page.keyboard.press("Tab")
         # The radio buttons themselves are invisible; the label next to each has the outline.
         width, name = page.evaluate(
@@ -224,7 +367,7 @@ def test_focus_is_seen(report: Report, visit: Callable[..., Page]):
         )
         assert width >= 3, name
         seen.add(name)
-    assert {"theme", "Curves", "radio", "slider", "Largest loss"} <= seen
+    assert {"theme", "Curves", "radio", "slider", "button", "Largest loss", "smoothing", "csv"} <= seen
 
 
 def test_an_older_run_alone(visit: Callable[..., Page], tmp_path: Path):
@@ -243,5 +386,5 @@ def test_a_run_that_has_just_begun(visit: Callable[..., Page], tmp_path: Path):
         (run / name).unlink()
     shutil.rmtree(run / "samples")
     page = visit(write_report([run]))
-    assert page.locator("nav a").all_text_contents() == ["Settings"]
+    assert page.locator("nav a").all_text_contents() == ["How it was run", "Settings"]
     assert "0 of 4 steps, not finished" in (page.locator(".card").text_content() or "")

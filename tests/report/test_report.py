@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_runs import NAMES, data_of, metrics, write_rows, write_run
+from made_runs import NAMES, data_of, metrics, write_pretraining, write_rows, write_run
 from PIL import Image
 from rich.console import Console
 from tiny import tiny_config
@@ -63,6 +63,42 @@ def test_a_real_run(tiny_model: Path, tmp_path: Path):
         assert np.abs(pixels(address) - tile).mean() < 16  # WebP of pixels that were enlarged to sharp squares
 
 
+def test_held_out_rewards_begin_at_step_0(tiny_model: Path, tmp_path: Path):
+    config = tiny_config(tiny_model, steps=2, eval_images=0, held_out=("dark",), held_out_every=1)
+    assert train(config, tmp_path / "run", console=Console(quiet=True))
+    run = report(tmp_path / "run")["runs"][0]
+    held_out = rows_of(tmp_path / "run/held_out.jsonl")
+    for name in ("optimized", "reward/dark", "entropy"):
+        assert run["curves"][f"held_out/{name}"] == [[0, 1, 2], [row[name] for row in held_out]]
+    assert "held_out/reward_std/dark" not in run["curves"]
+    start = json.loads((tmp_path / "run/run.json").read_text())[0]
+    assert run["starts"] == [start]
+    assert start["seconds"] > 0
+    assert run["weights"] == {"base": str(tiny_model), "trained": "checkpoints/step-000002"}
+
+
+@pytest.mark.parametrize("content", ["[", "{}", "[1]"])
+def test_a_broken_record_of_the_starts(tmp_path: Path, content: str):
+    run = write_run(tmp_path / "run", weights="here.pth")
+    (run / "run.json").write_text(content)
+    shown = report(run)["runs"][0]
+    assert (shown["starts"], shown["notes"]) == ([], ["run.json is broken and left out."])
+    assert shown["weights"] == {"base": "emoji-var", "network": "here.pth"}
+
+
+def test_a_pretraining_run(tmp_path: Path):
+    (run,) = report(write_pretraining(tmp_path / "own"))["runs"]
+    assert [(stage["name"], stage["done"], stage["steps"]) for stage in run["stages"]] == [
+        ("tokenizer", 2, 2),
+        ("generator", 3, 4),
+    ]
+    assert [[moment["step"] for moment in stage["moments"]] for stage in run["stages"]] == [[2], [2, 3]]
+    assert len(run["stages"][1]["moments"][0]["images"]) == 16
+    assert run["curves"]["generator/loss"] == [[1, 2, 3], [4.0, 2.0, 1]]
+    assert run["curves"]["generator/val_loss"] == [[2, 3], [3.0, 3.5]]
+    assert (run["images"], run["held_out"], run["classes"], run["notes"]) == (90, 5, 3, [])
+
+
 def test_pictures_in_their_order(tmp_path: Path):
     run = report(write_run(tmp_path / "run"))["runs"][0]
     for moment in run["moments"]:
@@ -104,7 +140,7 @@ def test_what_users_write_stays_text(tmp_path: Path):
     assert data["runs"][0]["model"] == "<img src=x onerror=alert(1)>"
     page = (tmp_path / "report.html").read_text()
     assert page.count("<script") == page.count("</script>") == 2
-    assert "<img" not in page
+    assert page.count("<img") == 1  # of the enlarged picture
     assert "alert(1)</script>" not in page
 
 
@@ -210,13 +246,14 @@ def test_evaluations_are_shown_too(tmp_path: Path):
     [
         ([], ()),
         (["none"], ("none",)),
-        (["empty"], ("empty", "`sfumato train`", "`sfumato evaluate --out`")),
+        (["empty"], ("empty", "`sfumato train`", "`evaluate --out`")),
         (["run", "./run"], ("run", "twice")),
         (["pretrained"], ("pretrained", "`sfumato train`", "config.json")),
         (["broken"], ("broken/config.json", "JSON", "Expecting")),
         (["list"], ("list/config.json", "JSON")),
         (["half"], ("run folder",)),
         (["run", "half"], ("half", "`sfumato evaluate`")),
+        (["run", "own"], ("own is from `sfumato pretrain`", "run from `sfumato train`", "separately")),
     ],
 )
 def test_errors(
@@ -231,6 +268,7 @@ def test_errors(
         (tmp_path / name).mkdir()
         if config:
             (tmp_path / name / "config.json").write_text(config)
+    write_pretraining(tmp_path / "own")
     (tmp_path / "half/evaluation.json").write_text('{"suite": {}}')
     monkeypatch.chdir(tmp_path)
     assert main(["report", *arguments]) == 2

@@ -15,7 +15,7 @@ class Report:
     """Write one HTML file on runs: pictures during training, before and after, curves, metrics and settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """run folders, and folders written by `sfumato evaluate --out`"""
+    """run folders, and folders written by `sfumato evaluate --out`; or folders of `sfumato pretrain`"""
     out: Path | None = None
     """HTML file to write; report.html in the first run's folder if not given"""
 

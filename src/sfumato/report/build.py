@@ -10,7 +10,8 @@ from pathlib import Path
 from sfumato.errors import UserError
 from sfumato.evaluation.runner import label
 from sfumato.files import finite, write_text
-from sfumato.report.folders import Row, differences, read_evaluation, read_run
+from sfumato.report.folders import Row, check_distinct, differences, read_evaluation, read_run
+from sfumato.report.stages import is_pretraining, read_pretraining
 
 HERE = Path(__file__).parent
 MARK = '<meta name="generator" content="sfumato report">'
@@ -18,7 +19,7 @@ MARK = '<meta name="generator" content="sfumato report">'
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write a report on runs and evaluations, to the first run's folder if `out` is not given.
+    """Write a report on runs and evaluations, or on pre-training runs, to the first run's folder if `out` is not given.
 
     Raises:
         UserError: a folder is neither a run nor an evaluation, or `out` is an existing file that is not a report.
@@ -35,22 +36,29 @@ def collect(folders: Sequence[Path]) -> Row:
     """Collect the data of the page.
 
     Raises:
-        UserError: a folder is neither a run nor an evaluation, or is given twice, or there is no run.
+        UserError: a folder is neither a run nor an evaluation, or is given twice, or there is no run, or there are runs
+            of both `sfumato train` and `sfumato pretrain`.
     """
     for folder in folders:
         if not is_run(folder) and not is_evaluation(folder):
             state = (
-                "was not written by `sfumato train` or `sfumato evaluate --out`" if folder.exists() else "is missing"
+                "was not written by `sfumato train`, `pretrain` or `evaluate --out`"
+                if folder.exists()
+                else "is missing"
             )
             raise UserError(f"run: {folder} {state}; give run folders, such as runs/emoji-dark")
-    paths = [str(folder.resolve()) for folder in folders]
-    for folder, path in zip(folders, paths, strict=True):
-        if paths.count(path) > 1:
-            raise UserError(f"run: {folder} is given twice; give it once")
+    check_distinct(folders)
     if not any(map(is_run, folders)):
         raise UserError("run: no run folder is given; give one, such as runs/emoji-dark")
-    named = list(zip(folders, label(paths), strict=True))
-    runs, settings = zip(*[read_run(folder, name) for folder, name in named if is_run(folder)], strict=True)
+    of_kind = {is_pretraining(folder): folder for folder in folders if is_run(folder)}
+    if len(of_kind) > 1:
+        raise UserError(
+            f"run: {of_kind[True]} is from `sfumato pretrain` and {of_kind[False]} from `sfumato train`; report on "
+            "each kind separately"
+        )
+    read = read_pretraining if True in of_kind else read_run
+    named = list(zip(folders, label([str(folder.resolve()) for folder in folders]), strict=True))
+    runs, settings = zip(*[read(folder, name) for folder, name in named if is_run(folder)], strict=True)
     return {
         "title": ", ".join(run["name"] for run in runs),
         "version": version("sfumato"),
@@ -89,7 +97,7 @@ def page(data: Row) -> str:
         "mark": MARK,
         "title": html.escape(data["title"]),
         "style": (HERE / "style.css").read_text("utf-8"),
-        "script": (HERE / "curves.js").read_text("utf-8") + (HERE / "report.js").read_text("utf-8"),
+        "script": "".join((HERE / f"{part}.js").read_text("utf-8") for part in ("curves", "pictures", "report")),
         "data": json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
     # In one pass, so that inserted text is not searched for placeholders.

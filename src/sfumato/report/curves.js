@@ -16,21 +16,48 @@ const TITLES = {
   unscored: ["Images without a score", "share"],
   "fixed_set/reward_mean": ["Reward of the fixed pictures", "mean"],
   "fixed_set/entropy": ["Entropy of the fixed pictures", "nats per token"],
+  "held_out/optimized": ["Held out: the reward itself", "on fixed images"],
 };
+const KINDS = {
+  reward: "Reward",
+  reward_std: "Standard deviation",
+  reward_correlation: "Correlation with the reward",
+  held_out: "Held out",
+  seconds: "Seconds",
+};
+const STAGE_TITLES = { psnr: "PSNR", grad_norm: "gradient norm", codes_used: "share of the codes in use" };
 const charts = [];
+let smoothing = 0;
 
 function titleOf(name) {
   if (name in TITLES) return TITLES[name];
   const [kind, ...rest] = name.split("/");
-  const part = rest.join("/").replaceAll("_", " ");
-  const kinds = {
-    reward: "Reward",
-    reward_std: "Standard deviation",
-    reward_correlation: "Correlation with the reward",
-    held_out: "Held out",
-    seconds: "Seconds",
-  };
-  return part && kinds[kind] ? [`${kinds[kind]}: ${part}`, ""] : [name.replaceAll("_", " "), ""];
+  const part = rest.join("/").replace(/^reward\//, "");
+  if (!part) return [titled(name), ""];
+  if (kind in KINDS) return [`${KINDS[kind]}: ${kind.startsWith("reward") ? part : part.replaceAll("_", " ")}`, ""];
+  return [`${titled(kind)}: ${STAGE_TITLES[part] ?? part.replaceAll("_", " ")}`, ""];
+}
+
+function titled(name) {
+  const text = name.replaceAll("_", " ");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/* The curve of the same figure on held-out images, which shares its chart: generator/val_loss for generator/loss. */
+function validationOf(name) {
+  const [stage, part] = name.split("/");
+  return `${stage}/val_${part}`;
+}
+
+/* An exponential moving average with the weight of the first values corrected (as in Adam); gaps stay gaps. */
+function smoothed(values, weight) {
+  let [mean, total] = [0, 0];
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = weight * mean + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return mean / total;
+  });
 }
 
 function ticks(low, high, most) {
@@ -39,15 +66,31 @@ function ticks(low, high, most) {
   const step = [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
   const marks = [];
   for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) marks.push(k * step);
-  return [marks, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
+  return [marks, step];
+}
+
+/* Labels of ticks, with as many digits as tell them apart. Very small and very large ones share an exponent. */
+function tickLabels(marks, step) {
+  const digit = Math.floor(Math.log10(step) + 1e-9);
+  const size = marks.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  const exponent = Math.floor(Math.log10(size || 1) + 1e-9);
+  const shared = digit < -4 || exponent > 5;
+  const decimals = Math.max(0, shared ? exponent - digit : -digit);
+  return marks.map((value) => {
+    if (Math.abs(value) < step / 2) return "0";
+    const text = shared ? `${(value / 10 ** exponent).toFixed(decimals)}e${exponent}` : value.toFixed(decimals);
+    return text.replaceAll("-", "−");
+  });
 }
 
 function addChart(place, name) {
-  const curves = runs
-    .map((run, n) => ({ run, n, steps: run.curves[name]?.[0], values: run.curves[name]?.[1] }))
-    .filter((curve) => curve.steps);
+  const curveOf = (run, n, name) => ({ run, n, steps: run.curves[name]?.[0], values: run.curves[name]?.[1] });
+  const curves = runs.map((run, n) => curveOf(run, n, name)).filter((curve) => curve.steps);
+  const validated = runs.map((run, n) => curveOf(run, n, validationOf(name))).filter((curve) => curve.steps);
+  curves.push(...validated.map((curve) => ({ ...curve, dashed: true })));
   if (name === "reward_mean" && curves.length === 1) curves[0].spread = curves[0].run.curves.reward_std?.[1];
-  const [title, unit] = titleOf(name);
+  const title = titleOf(name)[0];
+  const unit = validated.length ? "dashed: held-out images" : titleOf(name)[1];
   const values = element("span", { class: runs.length > 1 ? "values several" : "values" });
   const plot = element("div", {
     class: "plot",
@@ -58,7 +101,8 @@ function addChart(place, name) {
   const heading = element("h3", {}, title, " ", element("small", {}, unit));
   place.append(element("figure", {}, element("figcaption", {}, heading, values), plot));
   const steps = [...new Set(curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
-  const chart = { name, curves, steps, plot, values, step: null };
+  const decimals = decimalsOf(curves.flatMap((curve) => curve.values));
+  const chart = { name, curves, steps, decimals, plot, values, step: null };
   charts.push(chart);
   plot.setAttribute("aria-valuemin", steps[0]);
   plot.setAttribute("aria-valuemax", steps.at(-1));
@@ -113,16 +157,17 @@ function scales({ plot, curves, steps }) {
     .filter((value) => value !== null);
   let low = known.reduce((a, b) => Math.min(a, b), known[0] ?? 0);
   let high = known.reduce((a, b) => Math.max(a, b), known[0] ?? 1);
-  const margin = low === high ? Math.abs(low || 1) / 10 : (high - low) / 20;
+  if (low === 0 && high === 0) high = 1; // a constant zero lies on the axis
+  const margin = low === high ? Math.abs(low) / 10 : (high - low) / 20;
   [low, high] = [low - margin, high + margin];
-  const [marks, decimals] = ticks(low, high, 4);
-  const labels = marks.map((value) => (decimals > 4 ? value.toExponential(0) : value.toFixed(decimals)));
+  const [marks, step] = ticks(low, high, 4);
+  const labels = tickLabels(marks, step);
   const left = 12 + 6.6 * Math.max(...labels.map((label) => label.length), 1);
   const [right, top, bottom] = [plot.clientWidth - 6, 6, plot.clientHeight - 22];
   const [first, last] = [steps[0], Math.max(steps.at(-1), steps[0] + 1)];
   return {
     area: { left, right, top, bottom },
-    marks: marks.map((value, n) => [value, labels[n].replace("-", "−")]),
+    marks: marks.map((value, n) => [value, labels[n]]),
     x: (step) => left + ((right - left) * (step - first)) / (last - first),
     y: (value) => bottom - ((bottom - top) * (value - low)) / (high - low),
     stepAt: (x) => steps[nearest(steps, first + ((x - left) / (right - left)) * (last - first))],
@@ -149,15 +194,21 @@ function grid({ area, marks, steps, x, y }) {
 }
 
 /* A curve: a line with gaps at missing values, points if there are few, and a band of one standard deviation. */
-function trace({ x, y }, { n, steps, values, spread }) {
+function trace({ x, y }, { n, steps, values, spread, dashed }) {
   const colour = `var(--run-${n % 6})`;
   const place = (at, value) => `${x(steps[at]).toFixed(1)},${y(value).toFixed(1)}`;
   const known = steps.map((_, at) => at).filter((at) => values[at] !== null);
-  const line = known.map((at) => (at && values[at - 1] !== null ? "L" : "M") + place(at, values[at]));
-  const shapes = [drawn("path", { d: line.join(""), ...stroke(n) })];
+  const line = (values) =>
+    known.map((at) => (at && values[at - 1] !== null ? "L" : "M") + place(at, values[at])).join("");
+  const style = { ...stroke(n), ...(dashed ? { "stroke-dasharray": "5 4" } : {}) };
+  const shapes = [drawn("path", { d: line(values), ...style })];
+  if (smoothing) {
+    shapes[0].setAttribute("class", "faint");
+    shapes.push(drawn("path", { d: line(smoothed(values, smoothing)), ...style }));
+  }
   if (steps.length < 30) {
-    const dot = (at) => ({ cx: x(steps[at]), cy: y(values[at]), r: 2.6, fill: colour, style: "stroke:none" });
-    shapes.push(...known.map((at) => drawn("circle", dot(at))));
+    const look = { r: 2.6, fill: colour, style: "stroke:none", class: smoothing ? "faint" : "" };
+    shapes.push(...known.map((at) => drawn("circle", { cx: x(steps[at]), cy: y(values[at]), ...look })));
   }
   const edges = spread ? known.filter((at) => spread[at] !== null) : [];
   if (edges.length) {
@@ -177,22 +228,22 @@ function mark(chart, step) {
   const at = step ?? chart.steps.at(-1);
   const readings = chart.curves
     .filter(({ steps }) => step === null || (steps[0] <= at && at <= steps.at(-1)))
-    .map(({ run, n, steps, values }) => {
+    .map(({ run, n, steps, values, dashed }) => {
       const here = step === null ? steps.length - 1 : nearest(steps, at);
-      return { run, n, step: steps[here], value: values[here] };
+      return { run, n, step: steps[here], value: values[here], kind: dashed ? "held out " : "" };
     });
   const several = runs.length > 1;
   chart.values.replaceChildren(
     ...(step === null ? [] : [element("span", {}, `step ${at}`)]),
-    ...readings.map(({ run, value }) =>
-      element("span", {}, ...(several ? [swatch(run)] : []), element("b", {}, number(value))),
+    ...readings.map(({ run, value, kind }) =>
+      element("span", {}, ...(several ? [swatch(run)] : []), kind, element("b", {}, number(value, chart.decimals))),
     ),
   );
   chart.plot.setAttribute("aria-valuenow", at);
-  chart.plot.setAttribute(
-    "aria-valuetext",
-    `step ${at}: ${readings.map(({ run, value }) => `${several ? `${run.name} ` : ""}${number(value)}`).join(", ")}`,
+  const spoken = readings.map(
+    ({ run, value, kind }) => (several ? `${run.name} ` : "") + kind + number(value, chart.decimals),
   );
+  chart.plot.setAttribute("aria-valuetext", `step ${at}: ${spoken.join(", ")}`);
   if (!chart.overlay) return;
   chart.overlay.replaceChildren();
   if (step === null) return;
@@ -205,22 +256,37 @@ function mark(chart, step) {
   }
 }
 
+/* The order of the curves that everybody looks at; -1 for the others, which are below them. */
+function rankOf(name, several) {
+  if (runs.some((run) => run.stages))
+    return ["loss", "psnr", "accuracy", "codes_used"].includes(name.split("/").at(-1)) ? 0 : -1;
+  const groups = [
+    name === "reward_mean",
+    several && name.startsWith("reward/"),
+    name === "kl",
+    name === "entropy",
+    name === "images_per_second",
+    name.startsWith("held_out/"),
+  ];
+  return groups.indexOf(true);
+}
+
 function showCurves() {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
   find("#curves").hidden = !names.length;
   const several = runs.some((run) => Object.keys(run.curves).filter((name) => name.startsWith("reward/")).length > 1);
-  const parts = names.filter((name) => several && name.startsWith("reward/"));
-  const main = [
-    "reward_mean",
-    ...parts,
-    "kl",
-    "entropy",
-    "images_per_second",
-    ...names.filter((name) => name.startsWith("held_out/")),
-  ];
+  const beside = new Set(names.map(validationOf).filter((name) => names.includes(name))); // shares a chart
   const [place, more] = document.querySelectorAll("#curves .charts");
   if (runs.length > 1) find("#curves .legend").append(...runs.map((run) => element("span", {}, swatch(run), run.name)));
-  for (const name of main) if (names.includes(name)) addChart(place, name);
-  for (const name of names) if (!main.includes(name)) addChart(more, name);
+  const rank = (name) => rankOf(name, several);
+  const main = names.filter((name) => rank(name) >= 0).sort((a, b) => rank(a) - rank(b));
+  for (const name of main) if (!beside.has(name)) addChart(place, name);
+  for (const name of names) if (!main.includes(name) && !beside.has(name)) addChart(more, name);
   find("#curves details").hidden = !more.children.length;
+  find("#smoothing").addEventListener("input", (event) => {
+    smoothing = Number(event.target.value);
+    event.target.setAttribute("aria-valuetext", smoothing ? smoothing.toFixed(2) : "none");
+    for (const chart of charts) draw(chart);
+  });
+  find("#csv").addEventListener("click", saveMetrics);
 }

@@ -33,32 +33,57 @@ def read_run(folder: Path, name: str) -> tuple[Row, Row]:
     Raises:
         UserError: `sfumato train` did not write the folder.
     """
-    config = read_object(folder / "config.json")
-    if not isinstance(config.get("reward"), dict) or "steps" not in config:
-        raise UserError(f"run: {folder} is not from `sfumato train`: its config.json has no reward; leave it out")
-    config = upgraded(config)
+    config = read_config(folder)
     notes: list[str] = []
     metrics = read_rows(folder / "metrics.jsonl", notes)
+    held_out = read_rows(folder / "held_out.jsonl", notes)
     fixed_set = read_rows(folder / "fixed_set.jsonl", notes)
     moments = read_moments(folder / "samples", fixed_set, notes)
     if not all(moment["rewards"] for moment in moments[:1] + moments[-1:]):
         notes.append("The rewards of individual pictures were not saved, so pairs cannot be sorted.")
     names = next((row["names"] for row in reversed(fixed_set) if isinstance(row.get("names"), list)), [])
-    fixed = [{"step": row["step"]} | {f"fixed_set/{k}": v for k, v in row.items() if k != "step"} for row in fixed_set]
+    measured = [{k: v for k, v in row.items() if "_std" not in k} for row in held_out]
     run = {
         "name": name,
         "model": str(config.get("model", "")),
-        "reward": " + ".join(config["reward"]),
+        "weights": weights_of(folder, config),
+        "reward": config["reward"],
         "steps": config["steps"],
         "done": metrics[-1]["step"] if metrics else 0,
         "images_per_step": config.get("groups_per_step", 0) * config.get("group_size", 0),
         "evaluation": read_optional(folder / "evaluation.json", notes),
-        "curves": curves(metrics) | curves(fixed),
+        # The metrics have the held-out rewards too, but not those of step 0.
+        "curves": curves(metrics) | curves(measured, "held_out/") | curves(fixed_set, "fixed_set/"),
+        "starts": read_starts(folder, notes),
         "moments": moments,
         "names": names,
         "notes": notes,
     }
     return run, flat(config)
+
+
+def read_config(folder: Path) -> Row:
+    """Return the settings of a training run, in the current form.
+
+    Raises:
+        UserError: `sfumato train` did not write the folder.
+    """
+    config = read_object(folder / "config.json")
+    if not isinstance(config.get("reward"), dict) or "steps" not in config:
+        raise UserError(f"run: {folder} is not from `sfumato train`: its config.json has no reward; leave it out")
+    return upgraded(config)
+
+
+def check_distinct(folders: Sequence[Path]) -> None:
+    """Check that no folder is given twice, under whatever path.
+
+    Raises:
+        UserError: one is.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(f"run: {folder} is given twice; give it once")
 
 
 def read_evaluation(folder: Path, name: str) -> Row:
@@ -79,13 +104,38 @@ def read_evaluation(folder: Path, name: str) -> Row:
     }
 
 
-def curves(rows: Sequence[Row]) -> dict[str, list[list[float]]]:
+def weights_of(folder: Path, config: Row) -> Row:
+    """Return where the weights of a run come from, and the newest ones that it trained, relative to its folder."""
+    trained = sorted(folder.glob(f"checkpoints/step-{'[0-9]' * 6}"))
+    named = {"network": config.get("weights"), "tokenizer": config.get("tokenizer")}
+    return {
+        "base": str(config.get("model", "")),
+        **{part: str(file) for part, file in named.items() if file},
+        **({"trained": trained[-1].relative_to(folder).as_posix()} if trained else {}),
+    }
+
+
+def read_starts(folder: Path, notes: list[str]) -> list[Row]:
+    """Return the starts that `run.json` records: version, command, host, time and seconds (None if killed or still
+    running). Runs of older versions have no such file."""
+    path = folder / "run.json"
+    try:
+        starts = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    except ValueError:
+        starts = None
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        notes.append("run.json is broken and left out.")
+        return []
+    return starts
+
+
+def curves(rows: Sequence[Row], prefix: str = "") -> dict[str, list[list[float]]]:
     """Return the steps and values of every number in the rows; long curves keep evenly spaced points, unchanged."""
     points: dict[str, list[list[float]]] = {}
     for row in rows:
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                steps, values = points.setdefault(name, [[], []])
+                steps, values = points.setdefault(prefix + name, [[], []])
                 steps.append(row["step"])
                 values.append(value)
     return {name: [thinned(part, MAX_POINTS) for part in curve] for name, curve in points.items()}
@@ -98,11 +148,11 @@ def thinned(items: Sequence[Any], most: int) -> list[Any]:
     return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
 
 
-def read_moments(folder: Path, fixed_set: Sequence[Row], notes: list[str]) -> list[Row]:
+def read_moments(folder: Path, fixed_set: Sequence[Row], notes: list[str], most: int = MAX_MOMENTS) -> list[Row]:
     """Return the pictures of the same conditions and seeds over the course of training, and their rewards if saved."""
     rewards = {row["step"]: row.get("rewards") for row in fixed_set}
     moments = []
-    for path in thinned(sorted(folder.glob(f"step-{'[0-9]' * 6}.png")), MAX_MOMENTS):
+    for path in thinned(sorted(folder.glob(f"step-{'[0-9]' * 6}.png")), most):
         step = int(path.stem.removeprefix("step-"))
         try:
             with Image.open(path) as sheet:

@@ -2,8 +2,14 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { runs } = data;
-const illustrated = runs.filter((run) => run.moments.length);
 const SVG = "http://www.w3.org/2000/svg";
+const [TOP_1, TOP_5] = ["top\u20111", "top\u20115"]; // with a hyphen at which lines do not break
+const WEIGHTS = {
+  base: "base model",
+  network: "network of the base model",
+  tokenizer: "tokenizer of the base model",
+  trained: "newest checkpoint of the run",
+};
 
 /* Elements. All text is inserted as text, never as HTML. */
 
@@ -25,12 +31,43 @@ function find(selector) {
   return document.querySelector(selector);
 }
 
-function number(value, sign = false) {
+/* The number of decimals: the usual one for the size of the values, or as many as show two digits of their spread. */
+function decimalsOf(values) {
+  const known = values.filter((value) => typeof value === "number");
+  const low = known.reduce((a, b) => Math.min(a, b), Infinity);
+  const high = known.reduce((a, b) => Math.max(a, b), -Infinity);
+  const size = Math.max(Math.abs(low), Math.abs(high));
+  if (!known.length || !size) return 3;
+  const usual = size >= 100 ? 1 : size >= 10 ? 2 : 3;
+  const spread = high - low > 1e-6 * size ? high - low : size;
+  return Math.max(usual, 1 - Math.floor(Math.log10(spread)));
+}
+
+function number(value, decimals = decimalsOf([value]), sign = false) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  const digits = size >= 100 ? 1 : size >= 10 ? 2 : 3;
-  const text = size > 0 && size < 0.0005 && !sign ? size.toExponential(1) : size.toFixed(digits);
+  const text = decimals > 7 && size ? size.toExponential(2).replace("-", "−") : size.toFixed(Math.min(decimals, 7));
   return (value < 0 ? "−" : sign ? "+" : "") + text;
+}
+
+/* A change, with the same decimals at both ends. */
+function change(before, after) {
+  const decimals = decimalsOf([before, after]);
+  return number(before, decimals) + (after === undefined ? "" : ` → ${number(after, decimals)}`);
+}
+
+function known(run, name) {
+  return (run.curves[name]?.[1] ?? []).filter((value) => value !== null);
+}
+
+function median(values) {
+  return [...values].sort((a, b) => a - b)[values.length >> 1];
+}
+
+function duration(seconds) {
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  if (hours) return `${hours} h ${minutes} min`;
+  return minutes ? `${minutes} min ${Math.round(seconds % 60)} s` : `${number(seconds, 1)} s`;
 }
 
 function stroke(n) {
@@ -46,27 +83,10 @@ function swatch(run) {
 /* Runs, at the top. */
 
 function card(run) {
-  const { before = {}, after = {} } = run.evaluation;
   const list = element("dl");
   const state = (title, text, hint = "") =>
     list.append(element("div", {}, element("dt", {}, title), element("dd", {}, text, element("small", {}, hint))));
-  const change = (title, name, hint) => {
-    if (name in before) state(title, number(before[name]) + (name in after ? ` → ${number(after[name])}` : ""), hint);
-  };
-  const rewards = (run.curves.reward_mean?.[1] ?? []).filter((value) => value !== null);
-  if ("reward_mean" in before) change("Reward", "reward_mean", `${before.images} fresh images`);
-  else if (rewards.length) state("Reward", `${number(rewards[0])} → ${number(rewards.at(-1))}`, "first and last step");
-  change("Class accuracy", "class_accuracy_top1", "top-1");
-  for (const [title, name, hint] of [
-    ["KL", "kl", "to the reference, last step"],
-    ["Throughput", "images_per_second", "images per second, median"],
-  ]) {
-    const values = (run.curves[name]?.[1] ?? []).filter((value) => value !== null);
-    if (name === "images_per_second") values.sort((a, b) => a - b);
-    if (values.length) state(title, number(name === "kl" ? values.at(-1) : values[values.length >> 1]), hint);
-  }
-  const steps = run.done < run.steps ? `${run.done} of ${run.steps} steps, not finished` : `${run.done} steps`;
-  const about = [run.model, `reward ${run.reward}`, `${steps} of ${run.images_per_step} images`];
+  const about = run.stages ? stateStages(run, state) : stateTraining(run, state);
   const article = element("article", { class: "card" });
   if (runs.length > 1) article.append(element("header", {}, swatch(run), element("h3", {}, run.name)));
   article.append(element("p", {}, about.join(" · ")), list);
@@ -74,128 +94,45 @@ function card(run) {
   return article;
 }
 
-/* Pictures: one run at a time, chosen in either section. */
+function progress(done, steps) {
+  return done < steps ? `${done} of ${steps} steps, not finished` : `${done} steps`;
+}
 
-let shown = illustrated[0];
-let order = "gain";
+function stateTraining(run, state) {
+  const { before = {}, after = {} } = run.evaluation;
+  const rewards = known(run, "reward_mean");
+  if ("reward_mean" in before)
+    state("Reward", change(before.reward_mean, after.reward_mean), `${before.images} fresh images`);
+  else if (rewards.length) state("Reward", change(rewards[0], rewards.at(-1)), "first and last step");
+  if ("class_accuracy_top1" in before)
+    state("Class accuracy", change(before.class_accuracy_top1, after.class_accuracy_top1), TOP_1);
+  const [kl, speed] = [known(run, "kl"), known(run, "images_per_second")];
+  if (kl.length) state("KL", number(kl.at(-1)), "to the reference, last step");
+  if (speed.length) state("Throughput", number(median(speed)), "images per second, median");
+  const terms = Object.entries(run.reward).filter(([, weight]) => weight);
+  const measured = Object.entries(run.reward).filter(([, weight]) => !weight);
+  return [
+    run.model,
+    ...(terms.length ? [`reward ${terms.map(([name, weight]) => `${name} × ${weight}`).join(" + ")}`] : []),
+    ...(measured.length ? [`measured only: ${measured.map(([name]) => name).join(", ")}`] : []),
+    `${progress(run.done, run.steps)} of ${run.images_per_step} images`,
+  ];
+}
 
-function chooser(place, name) {
-  if (illustrated.length < 2) return;
-  const set = element("fieldset", { class: "segments" }, element("legend", { class: "hidden" }, "Run"));
-  for (const run of illustrated) {
-    const radio = element("input", { type: "radio", name });
-    radio.checked = run === shown;
-    radio.addEventListener("change", () => choose(run));
-    set.append(element("label", {}, radio, element("span", {}, swatch(run), run.name)));
+function stateStages(run, state) {
+  for (const { name, done, steps } of run.stages) {
+    const [loss, validation] = [known(run, `${name}/loss`), known(run, `${name}/val_loss`)];
+    const title = titled(name);
+    if (loss.length) state(`${title} loss`, change(loss[0], loss.at(-1)), progress(done, steps));
+    if (!validation.length) continue;
+    const lowest = `lowest ${number(Math.min(...validation))}`;
+    state(`${title} validation`, change(validation[0], validation.at(-1)), lowest);
   }
-  place.append(set);
-}
-
-function choose(run) {
-  const step = shown.moments[find("#slider").value].step;
-  shown = run;
-  for (const set of document.querySelectorAll(".choose fieldset"))
-    set.querySelectorAll("input")[illustrated.indexOf(run)].checked = true;
-  const distances = run.moments.map((moment) => Math.abs(moment.step - step));
-  showScenes(distances.indexOf(Math.min(...distances)));
-  showPairs();
-}
-
-function pictureName(run, n) {
-  return run.names[n] ?? `picture ${n + 1}`;
-}
-
-function showScenes(position) {
-  const { moments, names } = shown;
-  const [places, figures] = [[], []];
-  let frames;
-  for (let n = 0; n < moments[0].images.length; n++) {
-    const place = { image: element("img", { alt: "" }), score: element("small") };
-    places.push(place);
-    // Pictures with the same name are grouped, up to four; pictures without a name are grouped in pairs.
-    if (!n || names[n] !== names[n - 1] || frames.childElementCount === (names[n] ? 4 : 2)) {
-      frames = element("div", { class: "frames" });
-      figures.push(element("figure", {}, frames, ...(names[n] ? [element("figcaption", {}, names[n])] : [])));
-    }
-    frames.append(element("div", {}, place.image, place.score));
-  }
-  find("#scenes").replaceChildren(...figures);
-  const slider = find("#slider");
-  slider.max = moments.length - 1;
-  slider.disabled = moments.length < 2;
-  slider.value = position;
-  slider.oninput = () => {
-    const { step, images, rewards } = moments[slider.value];
-    const known = (rewards ?? []).filter((reward) => reward !== null);
-    const mean = known.length ? `mean reward ${number(known.reduce((a, b) => a + b, 0) / known.length)}` : "";
-    find("#moment").replaceChildren(element("b", {}, `Step ${step}`), mean && element("small", {}, `  ${mean}`));
-    slider.setAttribute("aria-valuetext", `step ${step}${mean && `, ${mean}`}`);
-    places.forEach(({ image, score }, n) => {
-      image.src = images[n];
-      image.alt = `${pictureName(shown, n)}, step ${step}`;
-      score.textContent = rewards ? number(rewards[n]) : "";
-    });
-  };
-  slider.oninput();
-}
-
-function showPairs() {
-  const [first, last] = [shown.moments[0], shown.moments.at(-1)];
-  const rewarded = Boolean(first.rewards && last.rewards);
-  const pairs = first.images.map((image, n) => {
-    const ends = [first.rewards?.[n], last.rewards?.[n]];
-    const known = ends.every((reward) => typeof reward === "number");
-    return { n, images: [image, last.images[n]], ends, gain: known ? ends[1] - ends[0] : null };
-  });
-  const sign = { gain: -1, loss: 1 }[rewarded ? order : "drawn"] ?? 0;
-  const rank = ({ gain }) => (gain === null ? Infinity : sign * gain);
-  if (sign) pairs.sort((a, b) => rank(a) - rank(b) || a.n - b.n);
-  find("#pairs .lead").textContent =
-    first === last
-      ? "There is only one set of pictures so far, so there is nothing to compare."
-      : `Step ${first.step} on the left and step ${last.step} on the right, with the same seed` +
-        (rewarded ? "; the rewards and their change are below." : ".");
-  find("#pairs .sort").hidden = !rewarded || first === last;
-  find(".pairs").replaceChildren(
-    ...(first === last ? [] : pairs).map((pair) => {
-      const frames = pair.images.map((source, side) =>
-        element(
-          "div",
-          {},
-          element("img", { src: source, alt: `${pictureName(shown, pair.n)}, ${["before", "after"][side]}` }),
-          ...(rewarded ? [element("small", {}, number(pair.ends[side]))] : []),
-        ),
-      );
-      const caption = element("figcaption", {}, element("span", {}, shown.names[pair.n] ?? ""));
-      if (pair.gain !== null) caption.append(element("b", {}, number(pair.gain, true)));
-      return element("li", {}, element("figure", {}, element("div", { class: "frames" }, ...frames), caption));
-    }),
-  );
-  for (const button of document.querySelectorAll("#pairs .sort button"))
-    button.setAttribute("aria-pressed", String(button.value === order));
-}
-
-function showPictures() {
-  if (!illustrated.length) {
-    find("#training").hidden = find("#pairs").hidden = true;
-    return;
-  }
-  chooser(find("#training .choose"), "run-of-training");
-  chooser(find("#pairs .choose"), "run-of-pairs");
-  for (const [value, text] of [
-    ["gain", "Largest gain"],
-    ["loss", "Largest loss"],
-    ["drawn", "As drawn"],
-  ]) {
-    const button = element("button", { type: "button", value }, text);
-    button.addEventListener("click", () => {
-      order = value;
-      showPairs();
-    });
-    find("#pairs .sort").append(button);
-  }
-  showScenes(shown.moments.length - 1);
-  showPairs();
+  return [
+    run.start_from ? `started from ${run.start_from}` : "from scratch",
+    ...(run.images ? [`${run.images} images${run.held_out ? `, ${run.held_out} of them held out` : ""}`] : []),
+    ...(run.classes ? [`${run.classes} classes`] : []),
+  ];
 }
 
 /* Tables. */
@@ -223,9 +160,10 @@ function showEvaluation() {
     const alone = parts.length === 1 && before[parts[0]] === before.reward_mean ? parts[0] : ""; // would repeat the mean
     const names = Object.keys({ ...before, ...after }).filter((name) => name !== "images" && name !== alone);
     const rows = names.map((name) => {
-      const change =
-        typeof before[name] === "number" && typeof after[name] === "number" ? after[name] - before[name] : null;
-      return [titled(name), number(before[name]), number(after[name]), number(change, true)];
+      const ends = [before[name], after[name]];
+      const gain = ends.every((value) => typeof value === "number") ? ends[1] - ends[0] : null;
+      const decimals = decimalsOf(ends);
+      return [figureTitle(name), ...ends.map((value) => number(value, decimals)), number(gain, decimals, true)];
     });
     place.append(
       table(run.name, `${before.images} fresh images, with the same seeds`, ["", "before", "after", "change"], rows),
@@ -240,7 +178,7 @@ function showEvaluation() {
         const { value, interval, difference, difference_interval: sure } = target[figure] ?? {};
         const lines = [
           interval && range(interval),
-          difference !== undefined && `${number(difference, true)}${range(sure)}`,
+          difference !== undefined && `${number(difference, undefined, true)}${range(sure)}`,
         ];
         return [number(value), ...lines.filter(Boolean).map((line) => element("small", {}, line))];
       }),
@@ -265,11 +203,49 @@ function showEvaluation() {
   find("#evaluation").hidden = !place.children.length;
 }
 
-function titled(name) {
+function figureTitle(name) {
   const [title, unit] =
-    { class_accuracy_top1: ["Class accuracy", "top-1"], class_accuracy_top5: ["Class accuracy", "top-5"] }[name] ??
+    { class_accuracy_top1: ["Class accuracy", TOP_1], class_accuracy_top5: ["Class accuracy", TOP_5] }[name] ??
     titleOf(name);
   return name === "reward_mean" ? "Reward" : `${title}${unit && `, ${unit}`}`;
+}
+
+/* How the runs were run: weights, starts, and where the time of a step goes. */
+function showMachines() {
+  const place = find("#machines .tables");
+  for (const make of [weightsOf, timesOf, startsOf]) place.append(...runs.map(make).filter(Boolean));
+  find("#machines").hidden = !place.children.length;
+}
+
+function weightsOf(run) {
+  const rows = Object.entries(run.weights ?? {}).map(([part, file]) => [WEIGHTS[part], file]);
+  return rows.length && table(`Weights${of(run)}`, "", ["part", "from"], rows, "text");
+}
+
+function timesOf(run) {
+  const names = Object.keys(run.curves).filter((name) => name.startsWith("seconds/"));
+  const phases = names.map((name) => [name.slice("seconds/".length), median(known(run, name)) ?? 0]);
+  const total = phases.reduce((sum, [, seconds]) => sum + seconds, 0);
+  const share = (seconds) => `${total ? Math.round((100 * seconds) / total) : 0} %`;
+  const rows = [...phases, ["all", total]].map(([phase, seconds]) => [phase, number(seconds), share(seconds)]);
+  return phases.length && table(`Time of a step${of(run)}`, "medians", ["", "seconds", "share"], rows);
+}
+
+function startsOf(run) {
+  const items = run.starts.map((start) => element("li", {}, ...startLines(start)));
+  const title = element("h3", {}, `Starts${of(run)}`);
+  return items.length && element("div", { class: "starts" }, title, element("ol", {}, ...items));
+}
+
+function startLines({ started = "", seconds, host = "", version = "", command = "" }) {
+  const time = started.replace("T", " ").replace("+00:00", " UTC");
+  const length = typeof seconds === "number" ? `took ${duration(seconds)}` : "still running, or killed";
+  const about = [time, length, host && `on ${host}`, version && `version ${version}`].filter(Boolean);
+  return [element("p", {}, about.join(" · ")), element("code", {}, command)];
+}
+
+function of(run) {
+  return runs.length > 1 ? ` of ${run.name}` : "";
 }
 
 function showSettings() {
@@ -292,6 +268,30 @@ function showSettings() {
   place.append(difference, element("details", { class: "wide" }, element("summary", {}, "All settings"), all));
 }
 
+/* The metrics as a file, one row for each run and step. Names come from users, so cells are quoted. */
+
+function metricsCsv() {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
+  const rows = runs.flatMap((run) => {
+    const bySteps = new Map();
+    for (const name of names)
+      run.curves[name]?.[0].forEach((step, at) => {
+        if (!bySteps.has(step)) bySteps.set(step, {});
+        bySteps.get(step)[name] = run.curves[name][1][at];
+      });
+    const steps = [...bySteps.keys()].sort((a, b) => a - b);
+    return steps.map((step) => [run.name, step, ...names.map((name) => bySteps.get(step)[name] ?? "")]);
+  });
+  const quoted = (cell) => (/[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell);
+  return [["run", "step", ...names], ...rows].map((row) => row.map(quoted).join(",") + "\n").join("");
+}
+
+function saveMetrics() {
+  const address = URL.createObjectURL(new Blob([metricsCsv()], { type: "text/csv" }));
+  element("a", { href: address, download: "metrics.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}
+
 /* The page. */
 
 function showTheme(scheme) {
@@ -306,6 +306,7 @@ find("#runs").append(...runs.map(card));
 showPictures();
 showCurves();
 showEvaluation();
+showMachines();
 showSettings();
 showTheme();
 for (const section of document.querySelectorAll("main > section:not([hidden])"))

@@ -56,5 +56,5 @@ class BeforeAfter:
         path = self.run_dir / "evaluation.json"
         results = json.loads(path.read_text()) if path.exists() else {}
         write_text(path, json.dumps({**results, moment: result}, indent=1) + "\n")
-        text = "  ".join(f"{name} {value:.3f}" for name, value in result.items() if name != "images")
+        text = "  ".join(f"{name} {value:#.4g}" for name, value in result.items() if name != "images")
         self.console.print(f"{moment:>6}: {text}  (on {len(words)} fresh images)", highlight=False, soft_wrap=True)
