@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfumato.data.pictures import grid, save_png, side_by_side, tiles, to_pictures
+from sfumato.data.pictures import LABEL, grid, save_picture, side_by_side, tiles, to_pictures
 
 
 def test_grid():
@@ -19,6 +19,19 @@ def test_grid():
         assert (tile == color).all()
     assert (sheet[:2] == 255).all()
     assert (sheet[:, 17:19] == 255).all()
+
+
+def test_labels_stand_below_the_first_image_that_has_them():
+    images = torch.zeros(5, 3, 8, 40)
+    plain = np.array(grid(images, columns=3))
+    labels = ["bee", "bee", "a name that is far too long", "dog", "dog"]
+    sheet = np.array(grid(images, columns=3, labels=labels))
+    assert sheet.shape == (plain.shape[0] + 2 * LABEL, plain.shape[1], 3)
+    assert (sheet[2:10] == plain[2:10]).all()  # the first row
+    assert (sheet[12 + LABEL : 20 + LABEL] == plain[12:20]).all()  # the second row
+    written = [[bool((band[:, x : x + 40] < 128).any()) for x in (2, 44, 86)] for band in (sheet[10:28], sheet[38:56])]
+    assert written == [[True, False, True], [True, False, False]]
+    assert (sheet[:, -2:] == 255).all()  # the long name is cut
 
 
 def test_a_grid_is_cut_into_its_images():
@@ -40,7 +53,7 @@ def test_rounding_to_bytes():
 def test_side_by_side(tmp_path: Path):
     left, right = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 50), "blue")
     sheet = side_by_side([("before", left), ("after", right)])
-    save_png(sheet, tmp_path / "new/folder/sheet.png")
+    save_picture(sheet, tmp_path / "new/folder/sheet.png")
     with Image.open(tmp_path / "new/folder/sheet.png") as picture:
         pixels = np.array(picture)
     assert pixels.shape == (50 + 28 + 16, 40 + 20 + 3 * 16, 3)

@@ -101,7 +101,7 @@ def test_files(finished: Path):
         )),
     }  # fmt: skip
     lines = [json.loads(line) for line in (finished / "generator/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[0].keys() == {"step", "loss", "accuracy", "grad_norm", "seconds"}
 
 

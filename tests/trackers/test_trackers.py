@@ -12,9 +12,12 @@ import pytest
 from errors import bad_input
 from PIL import Image
 from tensorboardX.proto import event_pb2
-from tiny import tiny_config
+from tiny import TOKENIZER, TRANSFORMER, tiny_config
 from wandb.proto import wandb_internal_pb2
 
+from sfumato.pretraining.pretrain_config import PretrainConfig
+from sfumato.pretraining.tokenizer_stage import TokenizerTraining
+from sfumato.pretraining.tracked import TrackedStages
 from sfumato.trackers import TRACKERS, Tracked, Tracker, Trackers, find_tracker, open_trackers
 from sfumato.trackers.tensorboard_tracker import TensorBoard
 from sfumato.training.train import train
@@ -65,6 +68,22 @@ def test_a_run_tells_its_trackers(tiny_model: Path, tmp_path: Path):
     assert [line[2] for line in lines if line[0] == "picture"] == ["samples", "samples", "before_after"]
     assert {"reward_mean", "kl", "seconds/update"} <= set(lines[2][2])
     assert "step" not in lines[2][2]
+
+
+def test_stages_of_pretraining_follow_one_another(tmp_path: Path):
+    (tmp_path / "own.py").write_text(OWN)
+    tokenizer = TokenizerTraining(steps=5)
+    config = PretrainConfig(tokenizer=TOKENIZER, transformer=TRANSFORMER, tokenizer_training=tokenizer, seed=3)
+    trackers = TrackedStages((f"{tmp_path}/own.py:Lines",), tmp_path, config)
+    trackers.log("tokenizer", 5, {"loss": 1.0, "val_loss": float("nan")})
+    trackers.log("generator", 1, {"loss": 2.0})
+    trackers.close()
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    assert lines == [
+        ["start", 4, 3], ["log", 5, ["tokenizer/loss"]], ["log", 6, ["generator/loss"]], ["close"],
+    ]  # fmt: skip
+    with bad_input("track", "'nope'"):
+        TrackedStages(("nope",), tmp_path, config)
 
 
 def test_trackers_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +203,12 @@ def test_wandb_offline(tmp_path: Path, picture: Path, monkeypatch: pytest.Monkey
     time.sleep(1.1)  # names of folders have whole seconds
     track("wandb", run, 3, picture)  # a resumed run
     found, names = {}, set()
-    for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
+    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
+    deadline = time.monotonic() + 60
+    while not all("exit" in dict(records(file)) for file in files):  # another process writes the files
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for file in files:
         for kind, record in records(file):
             if kind == "history":
                 values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.item}

@@ -1,6 +1,7 @@
 """`sfumato pretrain RECIPE`."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,16 +26,24 @@ class Pretrain:
     """folder for everything that the run writes; the trained model is in its subfolder model/"""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """continue from the checkpoints in run_dir"""
+    track: tuple[str, ...] = ()
+    """trackers that get the metrics: wandb, swanlab, mlflow, tensorboard, or path/to/file.py:Class"""
 
     def __call__(self) -> int:
         from sfumato.interrupt import catch_interrupt
         from sfumato.pretraining.pretrain import pretrain
         from sfumato.pretraining.pretraining_view import PretrainingView
+        from sfumato.pretraining.tracked import TrackedStages
 
-        console = Console(markup=False)
-        with catch_interrupt() as interrupt, PretrainingView(console).open() as view:
+        console, trackers = Console(markup=False), TrackedStages(self.track, self.run_dir, self.config)
+
+        def report(stage: str, done: int, total: int, stats: dict[str, float]) -> None:
+            view.show(stage, done, total, stats)
+            trackers.log(stage, done, stats)
+
+        with catch_interrupt() as interrupt, PretrainingView(console).open() as view, closing(trackers):
             finished = pretrain(
-                self.config, self.data, self.run_dir, resume=self.resume, report=view.show, interrupt=interrupt
+                self.config, self.data, self.run_dir, resume=self.resume, report=report, interrupt=interrupt
             )
         console.print(f"{'Done' if finished else 'Stopped, saved'}: {self.run_dir}", highlight=False)
         return 0 if finished else 130

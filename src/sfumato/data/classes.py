@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from sfumato.naming import class_words, find_classes
 from sfumato.request import Words
 
 

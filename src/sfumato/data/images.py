@@ -10,6 +10,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -67,13 +68,13 @@ class FolderImages:
                 images[path] = _read_square(path, size)  # uint8
             except UserError as error:
                 unread[path] = str(error.__cause__)
-        left_out = _left_out(folder, list(images), unread)
+        omitted = left_out(folder, list(images), unread)
         if not images:
             known = f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) below {folder}"
-            raise UserError(f"data: {known}{f'; {left_out} left out' if left_out else ''}; give another folder")
-        if left_out:
-            note(f"data: {len(images)} images in {folder}; left out: {left_out}")
-        classes = [_class_of(path, folder) for path in images]
+            raise UserError(f"data: {known}{f'; {omitted} left out' if omitted else ''}; give another folder")
+        if omitted:
+            note(f"data: {len(images)} images in {folder}; left out: {omitted}")
+        classes = [class_of(path, folder) for path in images]
         self.class_names = tuple(sorted(set(classes)))
         numbers = {name: number for number, name in enumerate(self.class_names)}
         self._labels = torch.tensor([numbers[c] for c in classes])
@@ -117,8 +118,14 @@ def _below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Ite
                 yield from _below(entry, above | {own})
 
 
-def _left_out(folder: Path, images: Sequence[Path], unread: Mapping[Path, str]) -> str:
-    """Return what of a folder was left out and why, in one line; empty if nothing was."""
+def left_out(folder: Path, images: Sequence[Path], unread: Mapping[Path, str]) -> str:
+    """Return what of a folder was left out and why, in one line; empty if nothing was.
+
+    Args:
+        folder: the folder.
+        images: image files in it that are used.
+        unread: reasons why the other image files cannot be read, by path.
+    """
     others = [p for p in _below(folder) if not os.path.isdir(p) and p not in unread and p.suffix.lower() != ".txt"]
     broken = [str(p.relative_to(folder)) for p in others if not os.path.isfile(p)]
     known = set(images)
@@ -140,7 +147,7 @@ def _left_out(folder: Path, images: Sequence[Path], unread: Mapping[Path, str]) 
     return ", ".join(parts)
 
 
-def _class_of(path: Path, folder: Path) -> str:
+def class_of(path: Path, folder: Path) -> str:
     """Return the name of the class folder, whose name is UTF-8 whatever the locale; other bytes become escapes."""
     if path.parent == folder:
         return "image"
@@ -181,10 +188,29 @@ def read_rgb(path: Path, field: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images and of odd metadata
-            with Image.open(path) as file:
-                return to_rgb(file)
+            return _open_rgb(path)
     except Exception as error:  # Pillow raises anything on damaged files; the cause is kept
         raise UserError(f"{field}: {path} cannot be read as an image ({error}); remove or replace it") from error
+
+
+def _open_rgb(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        return to_rgb(file)
+
+
+def probe(files: Sequence[Path]) -> dict[Path, tuple[int, int] | str]:
+    """Decode image files. Return the width and height of each in pixels, or the reason why it cannot be read."""
+
+    def size_of(path: Path) -> tuple[int, int] | str:
+        try:
+            return _open_rgb(path).size
+        except Exception as error:  # Pillow raises anything on damaged files
+            return str(error)
+
+    # The filter is set here and not in the threads, which share it.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        return dict(zip(files, pool.map(size_of, files), strict=True))
 
 
 def _read_caption(path: Path) -> str:
@@ -196,12 +222,19 @@ def _read_caption(path: Path) -> str:
 
 def _read_square(path: Path, size: int) -> Tensor:
     """Read an image as uint8 (3, size, size): resize the shorter side to `size`, then crop the center."""
-    image = read_rgb(path, "data")
+    return torch.from_numpy(np.array(cover(read_rgb(path, "data"), size, size))).permute(2, 0, 1)
+
+
+def cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resize an image so that it just covers this size, with Lanczos filtering, and crop the center."""
+    if image.size == (width, height):
+        return image
     shorter = min(image.size)
     if max(image.size) > 8 * shorter:  # resized as a whole, a line of pixels would fill the memory
-        width, height = (min(side, 8 * shorter) for side in image.size)
-        image = ImageOps.fit(image, (width, height), Image.Resampling.NEAREST)
-    scale = size / shorter
-    image = image.resize([max(size, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+        sides = min(image.width, 8 * shorter), min(image.height, 8 * shorter)
+        image = ImageOps.fit(image, sides, Image.Resampling.NEAREST)
+    scale = max(width / image.width, height / image.height)
+    sides = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(sides, Image.Resampling.LANCZOS)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,6 +1,7 @@
 """Grids of images as PNG files."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,16 +14,42 @@ COLUMNS = 8
 """Number of columns in the pictures of a run's samples/ folder."""
 
 
-def grid(images: Float[Tensor, "B 3 H W"], columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
-    """Arrange images in [0, 1] row by row on a white background, with each pixel enlarged `zoom` times."""
+LABEL = 18
+"""Height in pixels of the line of labels below a row of a grid."""
+
+
+def grid(
+    images: Float[Tensor, "B 3 H W"], columns: int, zoom: int = 1, gap: int = 2, labels: Sequence[str] = ()
+) -> Image.Image:
+    """Arrange images in [0, 1] row by row on a white background, with each pixel enlarged `zoom` times.
+
+    If there are labels, one per image, each stands below the first of the images in a row that have it.
+    """
     batch, _, height, width = images.shape
-    rows = -(-batch // columns)
-    sheet = Image.new("RGB", (columns * (width * zoom + gap) + gap, rows * (height * zoom + gap) + gap), "white")
+    rows, line = -(-batch // columns), LABEL if labels else 0
+    across, down = width * zoom + gap, height * zoom + gap + line
+    sheet = Image.new("RGB", (columns * across + gap, rows * down + gap), "white")
     for n, image in enumerate(to_pictures(images)):
         tile = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
         row, column = divmod(n, columns)
-        sheet.paste(tile, (gap + column * (width * zoom + gap), gap + row * (height * zoom + gap)))
+        sheet.paste(tile, (gap + column * across, gap + row * down))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=LABEL - 5)
+    for row in range(rows) if labels else ():
+        first = row * columns
+        for label, run in groupby(range(first, min(first + columns, batch)), key=labels.__getitem__):
+            same = list(run)
+            place = (gap + (same[0] - first) * across, gap + row * down + height * zoom)
+            draw.text(place, _fitted(label, font, len(same) * across - 2 * gap), fill="black", font=font)
     return sheet
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Cut the end off a text that is wider than this number of pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def tiles(sheet: Image.Image, columns: int, gap: int = 2) -> list[Image.Image]:
@@ -52,7 +79,7 @@ def side_by_side(pictures: Sequence[tuple[str, Image.Image]], gap: int = 16) -> 
     return sheet
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a picture as PNG; the folder is created if necessary."""
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format that the name of the file ends in; the folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    picture.save(path, quality=95)  # of JPEG and WebP

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from sfumato.emoji.augmentations import augmented_scenes
 from sfumato.emoji.judges import Classifier, PatchClassifier
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
+from sfumato.pretraining.validation import held_out, validation_stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,19 @@ class ClassifierTrainer:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         descend(self.optimizer, loss, self.config.learning_rate * self.schedule(step), self.config.max_grad_norm)
         return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == labels).float().mean().item()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the cross entropy and the accuracy on held-out images as they are; empty if there are none."""
+        model = self.model.eval()
+
+        def measure(items: Int[Tensor, " B"]) -> dict[str, float]:
+            images, labels = self.source[items]
+            logits = model(images)
+            accuracy = (logits.argmax(-1) == labels).float().mean()
+            return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy.item()}
+
+        return validation_stats(held_out(self.source.weights), self.config.batch_size, measure)
 
     @torch.no_grad()
     def validation_accuracy(self, count: int = 2048, seed: int = 10**6) -> tuple[float, float]:

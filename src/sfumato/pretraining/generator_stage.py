@@ -9,13 +9,15 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from sfumato.data.classes import class_words, spread
+from sfumato.data.classes import spread
 from sfumato.data.images import ImageSource
 from sfumato.data.pictures import grid
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
+from sfumato.naming import class_words
 from sfumato.policy import Generator as ImageGenerator
 from sfumato.policy import Policy, inverse_cdf
+from sfumato.pretraining.validation import held_out, validation_stats
 from sfumato.request import Inputs, Words
 from sfumato.settings import PLAIN
 
@@ -136,6 +138,21 @@ class GeneratorTrainer:
         loss = F.cross_entropy(logits, tokens.flatten(), label_smoothing=self.config.label_smoothing)
         accuracy = (logits.detach().argmax(-1) == tokens.flatten()).float().mean()
         return loss, {"loss": loss.item(), "accuracy": accuracy.item()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the mean cross entropy (nats per token) of held-out images with the averaged weights, and the share of
+        tokens predicted correctly; empty if no images are held out."""
+        generator = self.averaged()
+
+        def measure(items: Int[Tensor, " B"]) -> dict[str, float]:
+            inputs = generator.inputs(self.words(items, torch.Generator().manual_seed(0)))
+            tokens = self.tokens[items]
+            logits = generator.logits(inputs, tokens, PLAIN)
+            loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+            return {"loss": loss.item(), "accuracy": (logits.argmax(-1) == tokens).float().mean().item()}
+
+        return validation_stats(held_out(self.weights), self.config.batch_size, measure)
 
     def averaged(self) -> ImageGenerator:
         """Return the generator with the averaged weights; it shares the tokenizer."""

@@ -15,6 +15,7 @@ from sfumato.emoji.augmentations import degrade, move
 from sfumato.emoji.image_text import ImageTextModel
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
+from sfumato.pretraining.validation import validation_stats
 from sfumato.request import CaptionFeatures
 
 VALIDATION_EVERY = 16
@@ -48,6 +49,12 @@ def contrastive_loss(
     return loss, (logits.argmax(1) == own).float().mean()
 
 
+def one_per_class(items: Int[Tensor, " M"], labels: Int[Tensor, " N"]) -> Int[Tensor, " B"]:
+    """Return the first of the items of each class, in the order of the items."""
+    first = {int(label): i for i, label in reversed(list(enumerate(labels[items])))}
+    return items[sorted(first.values())]
+
+
 class ImageTextTrainer:
     """An image-text model and its optimizer.
 
@@ -64,15 +71,33 @@ class ImageTextTrainer:
         self.schedule = cosine_schedule(config.steps, config.warmup_steps)
 
     def step(self, step: int) -> dict[str, float]:
-        index = self.draw()
-        images = degrade(move(self.source[index][0], self.rng), self.rng)
-        text = CaptionFeatures.padded(self.model.reader.encode(self.source.captions(index, self.rng)))
         self.model.train()
-        loss, accuracy = contrastive_loss(
-            self.model.embed_images(images), self.model.embed_text(text), self.model.log_scale
-        )
+        loss, accuracy = self.loss(self.draw(), self.rng)
         descend(self.optimizer, loss, self.config.learning_rate * self.schedule(step), self.config.max_grad_norm)
         return {"loss": loss.item(), "accuracy": accuracy.item(), "scale": self.model.log_scale.exp().item()}
+
+    def loss(self, items: Int[Tensor, " B"], rng: torch.Generator) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Return the contrastive loss of these items, randomly disturbed, and the share of images matched correctly."""
+        images = degrade(move(self.source[items][0], rng), rng)
+        text = CaptionFeatures.padded(self.model.reader.encode(self.source.captions(items, rng)))
+        return contrastive_loss(self.model.embed_images(images), self.model.embed_text(text), self.model.log_scale)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the loss of held-out items, one of each class that is not held out as a whole, and the share matched
+        correctly; empty if there are none.
+
+        A batch with fewer classes than in training is easier, so its loss is lower.
+        """
+        self.model.eval()
+        items = ((self.weights == 0) & ~self.validation[self.labels]).nonzero()[:, 0]
+        items = one_per_class(items, self.labels)[: self.config.batch_size]
+
+        def measure(items: Int[Tensor, " B"]) -> dict[str, float]:
+            loss, accuracy = self.loss(items, torch.Generator().manual_seed(0))
+            return {"loss": loss.item(), "accuracy": accuracy.item()}
+
+        return validation_stats(items, self.config.batch_size, measure)
 
     def draw(self) -> Int[Tensor, " B"]:
         """Draw items of different classes, because a caption must not fit two images.
@@ -80,8 +105,7 @@ class ImageTextTrainer:
         The batch is smaller if there are not enough classes.
         """
         drawn = torch.multinomial(self.weights, 4 * self.config.batch_size, replacement=True, generator=self.rng)
-        first = {int(label): i for i, label in reversed(list(enumerate(self.labels[drawn])))}
-        return drawn[sorted(first.values())][: self.config.batch_size]
+        return one_per_class(drawn, self.labels)[: self.config.batch_size]
 
     @torch.no_grad()
     def recall(self, classes: Int[Tensor, " C"], among: Int[Tensor, " M"], seed: int = 10**6) -> tuple[float, float]:

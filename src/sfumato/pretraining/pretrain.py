@@ -5,25 +5,27 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sfumato.data.images import ImageSource
-from sfumato.data.pictures import save_png
+from sfumato.data.pictures import save_picture
 from sfumato.emoji.augmentations import augmented_scenes
 from sfumato.emoji.image_text import ImageTextModel, save_image_text
 from sfumato.emoji.judges import Classifier, ClassifierConfig, PatchClassifier, PatchClassifierConfig, save_classifier
 from sfumato.emoji.rival_scenes import rival_scenes
-from sfumato.emoji.source import open_source
+from sfumato.emoji.source import EmojiImages, open_source
 from sfumato.engine.checkpoint import load_state, save_state
 from sfumato.errors import UserError
+from sfumato.evaluation.judging import check_judge
 from sfumato.families.folder import read_config, read_tensors
 from sfumato.families.library import family_of_shape, locate, save_model
-from sfumato.files import claim_folder, locked, write_atomically, write_text
+from sfumato.files import claim_folder, finite, locked, read_lines, write_atomically, write_text
 from sfumato.interrupt import Interrupt
+from sfumato.notes import note
 from sfumato.policy import Card
 from sfumato.policy import Generator as ImageGenerator
 from sfumato.pretraining.classifier_stage import ClassifierTrainer
@@ -35,8 +37,10 @@ from sfumato.pretraining.pretrain_config import (
     ImageTextPretrainConfig,
     PretrainConfig,
     RivalPretrainConfig,
+    check_ranges,
 )
 from sfumato.pretraining.tokenizer_stage import TokenizerTrainer
+from sfumato.pretraining.validation import hold_out, memorizing
 from sfumato.settings import Settings
 
 
@@ -47,6 +51,7 @@ class Stage(Protocol):
     rng: torch.Generator
 
     def step(self, step: int) -> dict[str, float]: ...
+    def validate(self) -> dict[str, float]: ...
     def sample(self) -> Image.Image: ...
     def state(self) -> dict: ...
     def load_state(self, state: dict) -> None: ...
@@ -56,22 +61,50 @@ Report = Callable[[str, int, int, dict[str, float]], None]
 """Function that is called with the name of the stage, the steps done, the total steps, and the step's statistics."""
 
 
-def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume: bool) -> None:
-    """Create the run folder with `config.json` and `data.json`, or check that existing ones are the same.
+def open_run(run_dir: Path, config: AnyPretrainConfig, data: Path, size: int, resume: bool) -> ImageSource:
+    """Open the images, and begin the run as `begin` does.
+
+    Raises:
+        UserError: the data cannot be read; the folder is not empty and `resume` is False; or its settings or data
+            differ.
+    """
+    source = open_source(data, size)
+    begin(run_dir, config, source, resume)
+    return source
+
+
+def begin(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume: bool) -> None:
+    """Hold some images out, and create the run folder, or check that an existing one is of this run.
+
+    Raises:
+        UserError: the folder is not empty and `resume` is False, or its settings or data differ.
+    """
+    held_out = claim(run_dir, config, source, resume)
+    classes = "1 class" if len(source.class_names) == 1 else f"{len(source.class_names)} classes"
+    note(f"data: {len(source)} images of {classes}, {held_out or 'none'} of them held out for validation")
+
+
+def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume: bool) -> int:
+    """Create the run folder with `config.json` and `data.json`, or check that existing ones are the same; hold images
+    of the source out, and return how many.
 
     Raises:
         UserError: the folder is not empty and `resume` is False, or its settings or data differ.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    data, seen = {"items": len(source), "class_names": list(source.class_names)}, run_dir / "data.json"
-    saved = claim_folder("run_dir", run_dir, "config.json", resume=resume)
+    data: dict[str, Any] = {"items": len(source), "class_names": list(source.class_names)}
+    saved, seen = claim_folder("run_dir", run_dir, "config.json", resume=resume), run_dir / "data.json"
     if saved is not None and upgraded(saved) != upgraded(settings):
         raise UserError(f"resume: {run_dir}/config.json has other settings; give the same ones or another --run-dir")
-    if saved is not None and seen.exists() and json.loads(seen.read_text()) != data:
+    before = None if saved is None else json.loads(seen.read_text()) if seen.exists() else {}
+    if before is None or "held_out" in before:  # a run of version 0.1 has been trained on all images
+        data["held_out"] = hold_out(source)
+    if before and before != data:
         raise UserError(f"data: these are not the images that the run started with (see {seen}); give the same images")
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(seen, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     write_text(run_dir / "config.json", json.dumps(settings, indent=1) + "\n")
+    return len(data.get("held_out", ()))
 
 
 def upgraded(settings: dict) -> dict:
@@ -90,8 +123,9 @@ def pretrain(
     """Train the config's model in `run_dir`, with the result in its `model/`; return whether training finished.
 
     Raises:
-        UserError: the data cannot be read, or the run folder is already in use.
+        UserError: a number is out of range, the data cannot be read, or the run folder is already in use.
     """
+    check_ranges(config)
     run = {
         PretrainConfig: pretrain_generator,
         ClassifierPretrainConfig: pretrain_classifier,
@@ -106,8 +140,7 @@ def pretrain_image_text(
     config: ImageTextPretrainConfig, data: Path, run_dir: Path, *, resume: bool, report: Report, interrupt: Interrupt
 ) -> bool:
     """Train an image-text model in `run_dir`, with its recall in `recall.json`; return whether training finished."""
-    source = open_source(data, config.image_size)
-    claim(run_dir, config, source, resume)
+    source = open_run(run_dir, config, data, config.image_size, resume)
     torch.manual_seed(config.seed)  # initial weights
     model = ImageTextModel(config.shape)
     trainer = ImageTextTrainer(model, source, config.training, torch.Generator().manual_seed(config.seed))
@@ -128,8 +161,7 @@ def pretrain_classifier(
     interrupt: Interrupt,
 ) -> bool:
     """Train a classifier in `run_dir`, with the result in its `model/`; return whether training finished."""
-    source = open_source(data, config.image_size)
-    claim(run_dir, config, source, resume)
+    source = open_run(run_dir, config, data, config.image_size, resume)
     torch.manual_seed(config.seed)  # initial weights
     names, draw = source.class_names, augmented_scenes
     if isinstance(config, RivalPretrainConfig):
@@ -154,12 +186,15 @@ def pretrain_generator(
     Raises:
         UserError: the data cannot be read, or the run folder is already in use.
     """
+    check_judge(config.judge)
     source = open_source(data, config.tokenizer.image_size)
-    claim(run_dir, config, source, resume)
     torch.manual_seed(config.seed)  # initial weights
     generator = build_generator(config, source.class_names)
     if config.start_from is not None:
         take_over(generator, locate(config.start_from))
+    begin(run_dir, config, source, resume)
+    if config.start_from is None and not resume and not isinstance(source, EmojiImages):
+        note("start_from: all weights are random; your own images are learned much faster with --start-from emoji-var")
     tokenizer = generator.tokenizer.requires_grad_(True).train()
     if not (run_dir / "tokenizer/model").exists():
         rng = torch.Generator().manual_seed(config.seed)
@@ -239,29 +274,55 @@ def take_over(generator: ImageGenerator, folder: Path) -> None:
         raise UserError(f"start_from: no tensor in {folder} matches this model in name and shape; give another model")
 
 
+REMEDY = (
+    "train fewer steps, add images, start from a model (--start-from), or let a generator read noisy tokens "
+    "(--generator-training.token-noise 0.5)"
+)
+"""What to do about a model that memorizes."""
+
+
 def run_stage(trainer: Stage, folder: Path, steps: int, save_every: int, report: Report, interrupt: Interrupt) -> bool:
     """Train from the stage's checkpoint, if there is one, to the end; return False if interrupted (and saved)."""
-    first = 0
-    checkpoint = folder / "checkpoint.pt"
+    first, checkpoint, metrics = 0, folder / "checkpoint.pt", folder / "metrics.jsonl"
     if checkpoint.exists():
         saved = load_state(checkpoint)
         trainer.load_state(saved["trainer"])
         trainer.rng.set_state(saved["rng"])
         first = saved["step"]
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    # A killed run may have written steps after its last checkpoint; these steps are repeated.
+    kept = [line for line in read_lines(metrics) if line["step"] <= first]
+    write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+    began, warned = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0), False
     for step in range(first, steps):
         stats = trainer.step(step)
         done = step + 1
-        report(folder.name, done, steps, stats)
         due = done % save_every == 0 or done == steps
+        if due:
+            stats |= trainer.validate()
+        line = finite({"step": done, **stats, "seconds": round(time.monotonic() - began, 1)})
+        with metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        report(folder.name, done, steps, stats)
         if due or interrupt:
             save_state(checkpoint, {"trainer": trainer.state(), "rng": trainer.rng.get_state(), "step": done})
         if due:
-            save_png(trainer.sample(), folder / f"samples/step-{done:06d}.png")
-            line = {"step": done, **stats, "seconds": round(time.monotonic() - began, 1)}
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            draw_picture(trainer, folder / f"samples/step-{done:06d}.png")
+        if due and not warned and (finding := memorizing(read_lines(metrics))):
+            warned = True
+            note(f"{folder.name}: {finding}")
         if interrupt:
             return False
+    if finding := memorizing(read_lines(metrics)):
+        note(f"{folder.name}: {finding}; {REMEDY}")
     return True
+
+
+def draw_picture(trainer: Stage, path: Path) -> None:
+    """Write a picture of the trainer's samples. It is only there to be looked at: if it fails, whatever the reason, a
+    note says so."""
+    try:
+        save_picture(trainer.sample(), path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        note(f"{path} could not be written ({type(error).__name__}: {reason}); the run goes on")

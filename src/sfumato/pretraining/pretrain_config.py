@@ -1,9 +1,12 @@
 """Settings of each kind of pre-training."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.emoji.image_text import ImageTextConfig
+from sfumato.engine.engine_config import at_least, check_seed
+from sfumato.errors import UserError
 from sfumato.pretraining.classifier_stage import ClassifierTraining
 from sfumato.pretraining.generator_stage import GeneratorTraining
 from sfumato.pretraining.image_text_stage import ImageTextTraining
@@ -20,7 +23,8 @@ class PretrainConfig:
     transformer: Any
     """shape of the network: an instance of the family's `network_shape`; `num_classes` is set from the data"""
     start_from: str | None = None
-    """bundled model or folder to copy tensors from where name and shape match; if not given, all weights are random"""
+    """bundled model or folder to copy tensors from where name and shape match; if not given, all weights are random.
+    emoji-var fits the recipe emoji-var, and is much faster than random weights on your own images too"""
     tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
     """first stage: the tokenizer"""
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
@@ -86,3 +90,23 @@ class ImageTextPretrainConfig:
 
 
 AnyPretrainConfig = PretrainConfig | ClassifierPretrainConfig | RivalPretrainConfig | ImageTextPretrainConfig
+
+
+def check_ranges(config: AnyPretrainConfig) -> None:
+    """Check the numbers of a config, and of the stages in it.
+
+    Raises:
+        UserError: a number is out of range; the field is named as the option is, with underscores.
+    """
+    at_least("save_every", config.save_every, 1)
+    check_seed(config.seed)
+    for stage in ("tokenizer_training", "generator_training", "training"):
+        training = getattr(config, stage, None)
+        if training is None:
+            continue
+        for name, least in (("steps", 0), ("batch_size", 1), ("warmup_steps", 0)):
+            at_least(f"{stage}.{name}", getattr(training, name), least)
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(training, name)
+            if not 0 < value < math.inf:
+                raise UserError(f"{stage}.{name}: {value} is out of range; give a number above 0")

@@ -15,6 +15,7 @@ from sfumato.data.images import ImageSource
 from sfumato.data.pictures import grid
 from sfumato.engine.optimizer import descend
 from sfumato.engine.schedule import cosine_schedule
+from sfumato.pretraining.validation import held_out, validation_stats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +49,21 @@ class TokenizerTraining:
 class CodebookAverages:
     """The codebook as a moving average of the vectors assigned to each code; dead codes restart at live vectors."""
 
+    window = 100
+    """number of updates in which a used code gets at least one vector"""
+
     def __init__(self, quantizer: Any, decay: float, dead_below: float = 0.1):
         self.quantizer, self.decay, self.dead_below = quantizer, decay, dead_below
         quantizer.codebook.requires_grad_(False)
         self.counts = torch.zeros(quantizer.codebook.num_embeddings)
         self.sums = torch.zeros_like(quantizer.codebook.weight)
+        self.idle = torch.full((len(self.counts),), self.window)  # updates since a code last got a vector
 
     @torch.no_grad()
     def update(self, vectors: Float[Tensor, "N C"], tokens: Int[Tensor, " N"], rng: torch.Generator) -> None:
         counts = torch.bincount(tokens, minlength=len(self.counts)).to(vectors.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, tokens, vectors)
+        self.idle = torch.where(counts > 0, 0, self.idle + 1)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         dead = self.counts < self.dead_below * (1 - self.decay)
@@ -66,6 +72,10 @@ class CodebookAverages:
             self.counts[dead] = 1 - self.decay
             self.sums[dead] = replacements * (1 - self.decay)
         self.quantizer.codebook.weight.copy_(self.sums / self.counts[:, None])
+
+    def share_used(self) -> float:
+        """Return the share of codes that got a vector in the last updates; restarts alone do not count as use."""
+        return (self.idle < self.window).float().mean().item()
 
 
 def edge_loss(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
@@ -125,8 +135,17 @@ class TokenizerTrainer:
         rate = self.config.learning_rate * self.schedule(step)
         norm = descend(self.optimizer, loss, rate, self.config.max_grad_norm)
         self.averages.update(vectors, tokens, self.rng)
-        used = (self.averages.counts > self.averages.dead_below * (1 - self.averages.decay)).float().mean()
-        return {**stats, "grad_norm": norm, "codes_used": used.item()}
+        return {**stats, "grad_norm": norm, "codes_used": self.averages.share_used()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return the loss and the PSNR (dB) of held-out images; empty if there are none."""
+
+        def measure(items: Int[Tensor, " B"]) -> dict[str, float]:
+            stats = tokenizer_loss(self.model, self.source[items][0], self.config)[1]
+            return {name: stats[name] for name in ("loss", "psnr")}
+
+        return validation_stats(held_out(self.source.weights), self.config.batch_size, measure)
 
     @torch.no_grad()
     def sample(self) -> Image.Image:
@@ -145,9 +164,11 @@ class TokenizerTrainer:
             "optimizer": self.optimizer.state_dict(),
             "counts": self.averages.counts,
             "sums": self.averages.sums,
+            "idle": self.averages.idle,
         }
 
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.averages.counts, self.averages.sums = state["counts"], state["sums"]
+        self.averages.idle = state.get("idle", self.averages.idle)  # version 0.1 did not store it

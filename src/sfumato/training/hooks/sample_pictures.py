@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from sfumato.data.pictures import COLUMNS, grid, save_png, side_by_side
+from sfumato.data.pictures import COLUMNS, grid, save_picture, side_by_side
 from sfumato.engine.process import Process
 from sfumato.files import read_lines, write_text
 from sfumato.rewards import WeightedSum
@@ -55,11 +55,11 @@ class Pictures:
         )
         with self.view.only_for_looking(f"step {step}: pictures"):
             images = drawn.images
-            save_png(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.sample_path(step))
+            save_picture(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.sample_path(step))
             if self.sample_path(0).exists():  # the user may remove it
                 with Image.open(self.sample_path(0)) as before, Image.open(self.sample_path(step)) as after:
                     titled = [("before", before.copy()), (f"after {step} steps", after.copy())]
-                save_png(side_by_side(titled), self.run_dir / "before_after.png")
+                save_picture(side_by_side(titled), self.run_dir / "before_after.png")
             plot_curves(self.run_dir)
         self.trackers.picture("samples", self.sample_path(step), step)
         if step:
