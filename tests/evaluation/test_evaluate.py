@@ -1,6 +1,7 @@
 """`sfumato evaluate`: targets, its output folder, and resuming after an interruption."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from PIL import Image
 from tiny import CLASS_NAMES, tiny_request
 
 from sfumato.cli.main import main
+from sfumato.data.images import FolderImages
 from sfumato.emoji.judges import Classifier, ClassifierConfig
 from sfumato.evaluation.features import Features
 from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, StoredImages, batches, write_image
 from sfumato.evaluation.named_files import named_files
 from sfumato.evaluation.runner import label
-from sfumato.evaluation.suites import diversity
+from sfumato.evaluation.suites import SUITES
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
@@ -26,9 +28,10 @@ from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
-from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.suites.imagenet import ImageNet, Reference
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
 from sfumato.families.library import load
+from sfumato.files import state
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,7 +42,7 @@ def classifier(monkeypatch: pytest.MonkeyPatch) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = Classifier(ClassifierConfig(num_classes=len(CLASS_NAMES), widths=(4, 6, 8)), CLASS_NAMES).eval()
-    monkeypatch.setattr("sfumato.evaluation.suites.accuracy.load_classifier", lambda: made)
+    monkeypatch.setattr("sfumato.evaluation.recognition.load_classifier", lambda: made)
     return made
 
 
@@ -84,9 +87,125 @@ def test_array_images(tmp_path: Path, write):
 def test_wrong_array(tmp_path: Path):
     np.savez(tmp_path / "float.npz", np.zeros((2, 4, 4, 3)))
     np.savez(tmp_path / "named.npz", other=np.zeros(2))
-    for name, reason in (("float", "float64"), ("named", "no item named")):
+    np.savez(tmp_path / "empty.npz", np.zeros((0, 4, 4, 3), dtype=np.uint8))
+    for name, reason in (("float", "float64"), ("named", "no item named"), ("empty", "no images")):
         with bad_input("target", f"{name}.npz", "arr_0", reason):
             ArrayImages(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_damaged_array(tmp_path: Path, write: Any):
+    """Damage is found at once, not after the images before it have been measured."""
+    write(tmp_path / "some.npz", np.random.default_rng(0).integers(0, 256, size=(7, 8, 8, 3), dtype=np.uint8))
+    content = bytearray((tmp_path / "some.npz").read_bytes())
+    (tmp_path / "cut.npz").write_bytes(content[:700])
+    content[len(content) // 2] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(content)
+    with bad_input("reference", "flipped.npz", "replace it"):
+        ArrayImages(tmp_path / "flipped.npz", field="reference")
+    with bad_input("target", "cut.npz", "not a zip file"):
+        ArrayImages(tmp_path / "cut.npz")
+
+
+def test_array_in_fortran_order(tmp_path: Path):
+    pixels = np.asfortranarray(np.random.default_rng(0).integers(0, 256, size=(7, 4, 5, 3), dtype=np.uint8))
+    np.savez(tmp_path / "some.npz", pixels)
+    expected = torch.from_numpy(pixels.copy("C")).permute(0, 3, 1, 2).float() / 255
+    images = ArrayImages(tmp_path / "some.npz")
+    assert images.size == (5, 4)
+    assert torch.equal(images[2:5], expected[2:5])
+
+
+def with_broken(folder: Path) -> Path:
+    """Add files to a folder that look like images but are none."""
+    (folder / "zero.png").touch()
+    (folder / "text.jpg").write_text("hello")
+    (folder / "folder.png").mkdir()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:1000])
+    return folder
+
+
+def test_broken_images(tmp_path: Path, capsys: Capture):
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", torch.full((3, 4, 4), number / 4))
+    images = StoredImages(with_broken(tmp_path))
+    assert [file.name for file in images.files] == ["0.png", "1.png", "2.png"]
+    told = capsys.readouterr().err
+    assert told.startswith(f"sfumato: target: 3 images in {tmp_path}; left out: 3 files that cannot be read as images")
+    assert told.count("\n") == 1
+    assert all(name in told for name in ("cut.png: ", "text.jpg: ", "zero.png: ", "folder.png"))
+    for number in range(3):
+        (tmp_path / f"{number}.png").unlink()
+    with bad_input("reference", "none of 3 image files", "cut.png"):
+        StoredImages(tmp_path, field="reference")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path):
+    folder = os.fsencode(tmp_path) + b"/pictures/k\xe4se"
+    os.makedirs(folder)
+    write_image(Path(os.fsdecode(folder + b"/\xff.png")), torch.zeros(3, 4, 4))
+    images = StoredImages(tmp_path / "pictures")
+    assert images.words.names == ("k\\xe4se",)
+    target = Path(os.fsdecode(folder))
+    before = Target(str(target), tmp_path, torch.device("cpu")).identity()
+    assert Target(str(target), tmp_path, torch.device("cpu")).identity() == before
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(target), "--suite", "alignment", "--classifier", "None", "--rewards", "darkness"]
+    assert main([*arguments, "--out", str(out), "--device", "cpu"]) == 0
+    assert json.loads((out / "results.json").read_text())["k-se"]["darkness"]["value"] == 1
+
+
+def test_moved_or_copied(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    """Files are known by their content: other times and places do not matter, other contents do."""
+    for name, grey in (("real", 0.5), ("drawn", 0.2)):
+        for number in range(4):
+            write_image(tmp_path / f"{name}/{number}.png", torch.full((3, 12, 12), grey + number / 10))
+    options = ["--suite", "imagenet", "--extractor", "emoji", "--neighbors", "1", "--device", "cpu"]
+
+    def run(work: Path) -> int:
+        command = ["evaluate", str(work / "drawn"), *options, "--reference", str(work / "real")]
+        return main([*command, "--out", str(work / "out")])
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name in ("real", "drawn"):
+        shutil.copytree(tmp_path / name, first / name)
+    assert run(first) == 0
+    results = (first / "out/results.json").read_text()
+    shutil.move(first, second)
+    for file in [*second.glob("real/*"), *second.glob("drawn/*")]:
+        os.utime(file, (1, 1))
+    features = second / "out/drawn/features/pooled.npy"
+    time = features.stat().st_mtime_ns
+    assert run(second) == 0
+    assert (second / "out/results.json").read_text() == results
+    assert features.stat().st_mtime_ns == time
+    for name, told in (("real", "suite.reference"), ("drawn", "targets.drawn.state")):
+        write_image(second / name / "0.png", torch.ones(3, 12, 12))
+        capsys.readouterr()
+        assert run(second) == 2
+        assert f"with {'another content of ' if name == 'real' else ''}{told}" in capsys.readouterr().err
+        shutil.copy(tmp_path / name / "0.png", second / name / "0.png")
+    assert run(second) == 0
+
+
+def test_leftovers_of_a_kill(tiny_model: Path, tmp_path: Path):
+    """A kill while `evaluation.json` is written leaves a temporary file, which does not count."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.evaluation.json.tmp").write_text("{")
+    arguments = ["evaluate", str(tiny_model), "--suite", "entropy", "--images", "1", "--device", "cpu"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+
+
+def test_help_lists_the_suites(capsys: Capture):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert list(SUITES) == [name for name in lines if name in SUITES]
+    assert "Inception Score, FID" in lines["imagenet"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--suite", "entropy", "--help"])
+    assert "guidance-sweep" not in capsys.readouterr().out
 
 
 def test_stored_images(tmp_path: Path):
@@ -98,11 +217,15 @@ def test_stored_images(tmp_path: Path):
     assert images.words.captions[0] == "a photo of a ant"
     torch.testing.assert_close(images[0:3][:, 0, 0, 0], torch.tensor([0.4, 0.6, 0.2]), rtol=0, atol=1e-6)
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "cat/2.png")
-    Image.new("RGB", (6, 4)).save(tmp_path / "cat/3.png")
     images = StoredImages(tmp_path)
     assert (images[3:4] == 1).all()  # transparent pixels become white
+    Image.new("RGB", (6, 4)).save(tmp_path / "cat/3.png")
     with bad_input("target", "cat/3.png", "6×4", "2.png", "4×4"):
-        _ = images[3:5]
+        StoredImages(tmp_path)
+    resized = StoredImages(tmp_path, resized=True)
+    assert resized.sized((8, 8))[0:5].shape == (5, 3, 8, 8)
+    alike = FolderImages(tmp_path, 8)[torch.arange(5)][0]  # as for pre-training
+    assert torch.equal(resized.sized((8, 8))[0:5], alike)
 
 
 def test_identity_of_targets(tiny_model: Path, tmp_path: Path):
@@ -145,9 +268,32 @@ def test_files_that_options_name(tmp_path: Path):
     assert set(named_files(suite, tmp_path / "out")) == {f"{tmp_path}/r.py", f"{tmp_path}/p.txt"}
 
 
+def test_state_of_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of large files, blocks at even distances are read, among them the first and the last."""
+    monkeypatch.setattr("sfumato.files.WHOLE", 5 * 4096)
+    content = bytearray(100_000)
+    states = set()
+    for place in (None, 0, 99_999, 50_000):
+        changed = bytearray(content)
+        if place is not None:
+            changed[place] = 1
+        (tmp_path / "x").write_bytes(changed)
+        states.add(state(tmp_path / "x"))
+    assert len(states) == 4
+    (tmp_path / "x").write_bytes(content + b"0")
+    assert state(tmp_path / "x") not in states
+    (tmp_path / "y").write_bytes(b"small")
+    before = state(tmp_path)
+    (tmp_path / "y").write_bytes(b"smalL")  # a small file counts in full, beside a large one too
+    assert state(tmp_path) != before
+    (tmp_path / "y").rename(tmp_path / "z")
+    assert state(tmp_path) != before
+
+
 SUITES_WITH_FILES = {
     "prompts": (AccuracySuite(prompts="x"), Entropy(prompts="x"), DrawBench(prompts="x"), GenEval(prompts="x")),
     "weights": (ImageNet(extractor_weights="x"), Diversity(extractor_weights="x")),
+    "classifiers": (AccuracySuite(classifier="x"), Alignment(classifier="x")),
     "references": (ImageNet(reference=Path("x")), Diversity(reference=Path("x"))),
     "detectors": (GenEval(detector="x"), GenEval(clip="x")),
     "rewards": tuple(
@@ -184,7 +330,7 @@ def test_options_that_are_never_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     for name in (
         "emoji", "inception", "emoji-captions", "geneval", "brightness", "clip", "ar-grpo", "cat", "0-1",
-        "word-vectors", "a painting", "2", "emoji-rival",
+        "word-vectors", "a painting", "2", "emoji-rival", "resnet50",
     ):  # fmt: skip
         (tmp_path / name).mkdir()
     rewards = ("brightness?scale=2", "clip?prompt=a painting", "classifier?network=emoji-rival", "ar-grpo", "clip")
@@ -192,6 +338,7 @@ def test_options_that_are_never_files(tmp_path: Path, monkeypatch: pytest.Monkey
     for suite in (
         AccuracySuite(prompts="emoji-captions"),
         Alignment(classifier="emoji", rewards=rewards, classes=("cat", "0-1"), seen=("cat",)),
+        AccuracySuite(classifier="resnet50"),
         Diversity(extractor="emoji", classes=("cat",)),
         ImageNet(extractor="inception"),
         Entropy(prompts="emoji-captions", classes=("cat",)),
@@ -224,14 +371,14 @@ def test_stopped_while_the_reference_is_read(tiny_model: Path, tmp_path: Path, m
         str(tmp_path / "real"),
     ]
     command = ["evaluate", str(tiny_model), *options, "--out", str(tmp_path / "out"), "--device", "cpu"]
-    whole = diversity.features_of_reference
+    whole = Reference.features
 
     def stop(*arguments: Any) -> Features:
         whole(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(diversity, "features_of_reference", stop)
+        patch.setattr(Reference, "features", stop)
         assert main(command) == 130
     assert any((tmp_path / "out/reference").iterdir())
     assert main(command) == 0

@@ -15,16 +15,25 @@ from tiny import CLASS_NAMES, tiny_llamagen, tiny_request, tiny_var
 
 from sfumato.cli.evaluate import choose_suite
 from sfumato.cli.main import main
-from sfumato.emoji.judges import Classifier, ClassifierConfig, load_classifier, save_classifier
+from sfumato.data.images import FolderImages
+from sfumato.emoji.judges import (
+    Classifier,
+    ClassifierConfig,
+    PatchClassifier,
+    PatchClassifierConfig,
+    load_classifier,
+    load_own,
+    save_classifier,
+)
 from sfumato.evaluation.features import emoji_features
-from sfumato.evaluation.image_sets import StoredImages
+from sfumato.evaluation.image_sets import StoredImages, write_image
 from sfumato.evaluation.measurement import Measurement, read_measurement
 from sfumato.evaluation.recognition import Recognition
 from sfumato.evaluation.statistics import Moments, class_distances, frechet_distance, inception_score, inside, radii
 from sfumato.evaluation.suites import SUITES, GuidanceSweep
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.families.library import load, save_model
-from sfumato.rewards import pixels
+from sfumato.rewards import build_reward, pixels
 from sfumato.settings import Settings
 
 
@@ -119,7 +128,13 @@ def test_imagenet(classifier: Classifier, tiny_model: Path, tmp_path: Path):
     assert same["precision"].value == same["recall"].value == 1
 
 
-def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_published_moments(
+    classifier: Classifier,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     """guided-diffusion's reference batches contain the moments of all of ImageNet, and some of its images."""
     monkeypatch.setattr(
         "sfumato.evaluation.suites.imagenet.load_extractor", lambda *_: functools.partial(emoji_features, classifier)
@@ -143,6 +158,23 @@ def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: P
     some = whole.pooled[:12]
     assert found["precision"].value == inside(ours.pooled, some, radii(some)).double().mean().item()
     assert len(found["recall"].parts) == 12
+    assert found["FID"].basis == "10 images; the moments in the reference"
+    assert found["precision"].basis == "10 images; 12 reference images"
+    assert "FID and sFID from the moments in" in capsys.readouterr().err
+    # Without spatial moments, sFID comes from the images.
+    np.savez(tmp_path / "some.npz", pixels[:12], mu=moments["mu"], sigma=moments["sigma"])
+    options[-1] = str(tmp_path / "some.npz")
+    half = measured(tiny_model, "imagenet", tmp_path / "half", *options)
+    assert half["FID"].value == found["FID"].value
+    distance = frechet_distance(Moments.of(whole.spatial[:12]), Moments.of(ours.spatial))
+    assert half["sFID"].value == pytest.approx(distance, rel=1e-4)
+    assert half["sFID"].basis == "10 images; 12 reference images"
+    saved = json.loads((tmp_path / "half/results.json").read_text())[tiny_model.name]
+    assert saved["FID"]["basis"] == "10 images; the moments in the reference"
+    assert f"FID from the moments in {options[-1]}; sFID, precision, recall from its 12" in capsys.readouterr().err
+    # The moments of a target are not used.
+    measured(tmp_path / "some.npz", "imagenet", tmp_path / "target", *options)
+    assert f"mu and sigma in {options[-1]} are not used; its 12 images are measured" in capsys.readouterr().err
     # Moments of another network are refused, and ignored if another network is requested.
     np.savez(
         tmp_path / "other.npz",
@@ -154,6 +186,80 @@ def test_published_moments(classifier: Classifier, tiny_model: Path, tmp_path: P
     found = measured(tiny_model, "imagenet", tmp_path / "plain", *options, "--extractor", "emoji")
     expected = frechet_distance(Moments.of(some), Moments.of(ours.pooled))
     assert found["FID"].value == pytest.approx(expected, rel=1e-4)
+
+
+def test_references_of_another_size(
+    classifier: Classifier, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A folder is resized as images for pre-training are; an .npz file is refused before it is measured."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 12, 16, 3), dtype=np.uint8)
+    (tmp_path / "real").mkdir()
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"real/{number}.png")
+    (tmp_path / "real/6.png").touch()
+    options = ["--extractor", "emoji", "--images", "8", "--reference"]
+    found = measured(tiny_model, "imagenet", tmp_path / "out", *options, str(tmp_path / "real"))
+    told = capsys.readouterr().err
+    assert f"reference: 6 images in {tmp_path}/real; left out: 1 files that cannot be read" in told
+    resized = FolderImages(tmp_path / "real", 8)[torch.arange(6)][0]
+    theirs = emoji_features(classifier, resized)
+    ours = emoji_features(classifier, drawn(tiny_model, tmp_path / "out"))
+    distance = frechet_distance(Moments.of(theirs.pooled), Moments.of(ours.pooled))
+    assert found["FID"].value == pytest.approx(distance, rel=1e-4)
+    assert found["FID"].basis == "8 images; 6 reference images"
+    np.savez(tmp_path / "real.npz", pixels)
+    folder = tmp_path / "out" / tiny_model.name / "images"
+    command = ["evaluate", str(folder), "--suite", "imagenet", *options, str(tmp_path / "real.npz")]
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "npz"), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"sfumato: reference: images in {tmp_path}/real.npz have 16×12 pixels, those to measure 8×8; give "
+    )
+    assert not list(tmp_path.glob("npz/**/*.npy"))
+
+
+@pytest.mark.parametrize("make", [Classifier, PatchClassifier])
+def test_own_classifier(make: type[Classifier | PatchClassifier], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """What `sfumato pretrain emoji-classifier --data FOLDER` writes judges images of its classes, and rewards them."""
+    names = ("disc", "box")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if make is Classifier:
+            made = Classifier(ClassifierConfig(num_classes=2, widths=(8, 8)), names).eval()
+        else:
+            shape = PatchClassifierConfig(num_classes=2, widths=(8, 8), depths=(1, 1))
+            made = PatchClassifier(shape, names).eval()
+    run = tmp_path / "run"
+    save_classifier(run / "model", made)
+    made = load_own(run)
+    for name in names:
+        for number in range(3):
+            noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(number)) * 0.3
+            write_image(tmp_path / f"shapes/{name}/{number}.png", noise + (0.6 if name == "disc" else 0))
+    images = StoredImages(tmp_path / "shapes")[0:6]  # sorted: boxes first
+    labels = torch.tensor([1, 1, 1, 0, 0, 0])
+    right = (made.log_probs(images).argmax(1) == labels).float().tolist()
+    for folder in (run, run / "model"):
+        out = tmp_path / f"{folder.name}-out"
+        found = measured(tmp_path / "shapes", "accuracy", out, "--classifier", str(folder))
+        assert found["top-1"].parts == tuple(right)
+    found = measured(tmp_path / "shapes", "alignment", tmp_path / "a", "--classifier", str(run), "--rewards", "dark")
+    assert found["top-1"].parts == tuple(right)
+    reward = build_reward({f"classifier?weights={run}": 1.0})
+    words = StoredImages(tmp_path / "shapes").words
+    expected = made.log_probs(images).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(reward(images, words)[0], expected, rtol=0, atol=1e-5)
+    for arguments, pieces in (
+        (["evaluate", str(tmp_path / "shapes"), "--classifier", str(tmp_path / "shapes")], ("classifier: ", "shapes")),
+        (["evaluate", str(tmp_path / "shapes"), "--classifier", "nothing"], ("classifier: ", "'nothing'", "emoji")),
+        (["score", f"classifier?weights={tmp_path}/shapes", str(tmp_path)], ("weights: ", "does not contain")),
+    ):
+        capsys.readouterr()
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert all(piece in told for piece in pieces)
 
 
 def test_diversity(classifier: Classifier, tiny_model: Path, tmp_path: Path):

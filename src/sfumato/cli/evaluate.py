@@ -1,6 +1,9 @@
 """`sfumato evaluate TARGET ...`."""
 
 import dataclasses
+import functools
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +12,9 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from sfumato.cli.listing import check_known
+from sfumato.cli.listing import check_known, list_choices
 from sfumato.cli.options import parse_options, renamed, take_option
+from sfumato.errors import UserError
 from sfumato.evaluation.suites import SUITES, AnySuite, GuidanceSweep
 
 
@@ -34,7 +38,8 @@ class Evaluate:
 
         console, progress = Console(markup=False), Console(stderr=True, highlight=False, markup=False)
         try:
-            results = evaluate(self.suite, self.targets, self.out, find_device(self.device), progress.print)
+            say = functools.partial(progress.print, soft_wrap=True)
+            results = evaluate(self.suite, self.targets, self.out, find_device(self.device), say)
         except KeyboardInterrupt:
             kept = "nothing is saved without --out" if self.out is None else f"the same command resumes in {self.out}"
             progress.print(f"Stopped; {kept}", soft_wrap=True)
@@ -51,9 +56,20 @@ class Evaluate:
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
-    """Parse the targets, the suite and its options."""
+    """Parse the targets, the suite and its options. Help without a suite also lists the suites."""
     suite, rest = choose_suite(renamed(arguments, {"neighbours": "neighbors"}))
-    return parse_options(Evaluate, "evaluate", rest, Evaluate(suite=suite, targets=()))
+    try:
+        return parse_options(Evaluate, "evaluate", rest, Evaluate(suite=suite, targets=()))
+    except SystemExit:  # help has been printed
+        if len(rest) == len(arguments):
+            text = "The options above are those of accuracy. Each suite has its own:"
+            list_choices("sfumato evaluate --suite SUITE --help", text, {n: about(s) for n, s in SUITES.items()})
+        raise
+
+
+def about(suite: type[AnySuite]) -> str:
+    """Return what a suite measures in a few words: the beginning of its docstring."""
+    return re.split(r"[.;:] |\.$", " ".join(inspect.cleandoc(suite.__doc__ or "").split()))[0]
 
 
 def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
@@ -63,7 +79,10 @@ def choose_suite(arguments: list[str]) -> tuple[AnySuite, list[str]]:
         UserError: the suite does not exist.
     """
     name, rest = take_option("suite", "accuracy", arguments)
-    check_known("suite", name, SUITES)
+    try:
+        check_known("suite", name, SUITES)
+    except UserError as error:
+        raise UserError(f"{error} (sfumato evaluate --help describes the suites)") from None
     suite = SUITES[name]()
     if isinstance(suite, GuidanceSweep):
         name, rest = take_option("of", "accuracy", rest)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from sfumato.data.classes import spread
-from sfumato.naming import class_words
 from sfumato.data.prompts import Prompt, prompt_words
 from sfumato.errors import UserError
 from sfumato.evaluation.judging import load_judge
+from sfumato.naming import class_words
 from sfumato.policy import Generator
 from sfumato.request import Words
 

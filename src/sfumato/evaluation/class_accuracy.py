@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sfumato.naming import find_labels
 from sfumato.data.preprocessing import crop_square
 from sfumato.emoji.judges import Classifier
+from sfumato.naming import find_labels
 from sfumato.request import Words
 from sfumato.rewards.classifier import EMOJI_SIDE
 

@@ -115,7 +115,7 @@ def _features(pooled: Tensor, spatial: Tensor, logits: Tensor) -> Features:
 FIELDS = ("pooled", "spatial", "log_probs")
 
 
-def features_of(images: Images, extract: Extractor, folder: Path, batch_size: int) -> Features:
+def features_of(images: Images, extract: Extractor, folder: Path, batch_size: int, title: str = "images") -> Features:
     """Return features of all images, mapped from files so that memory does not grow with the number of images.
 
     Args:
@@ -123,19 +123,20 @@ def features_of(images: Images, extract: Extractor, folder: Path, batch_size: in
         extract: the extractor.
         folder: folder of the files; complete files are reused.
         batch_size: number of images per batch.
+        title: what the images are, for the progress.
     """
     paths = [folder / f"{name}.npy" for name in FIELDS]
     if not all(path.is_file() for path in paths):
-        _extract(images, extract, folder, batch_size)
+        _extract(images, extract, folder, batch_size, title)
     return Features(*(torch.from_numpy(np.load(path, mmap_mode="c")) for path in paths))
 
 
-def _extract(images: Images, extract: Extractor, folder: Path, batch_size: int) -> None:
+def _extract(images: Images, extract: Extractor, folder: Path, batch_size: int, title: str) -> None:
     """Write the files; they get their final names once they are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, np.memmap] = {}
     first = 0
-    for batch, _ in batches(images, batch_size):
+    for batch, _ in batches(images, batch_size, title):
         features = extract(batch)
         for name in FIELDS:
             rows = getattr(features, name).numpy()

@@ -9,14 +9,21 @@ JUDGES: Mapping[str, Callable[[], Classifier]] = {"emoji": load_classifier}
 """Judges by name."""
 
 
+def check_judge(name: str | None) -> None:
+    """Check that there is a judge with this name; None names none.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is not None and name not in JUDGES:
+        raise UserError(f"judge: unknown judge {name!r}; give one of {', '.join(JUDGES)} in the model's config.json")
+
+
 def load_judge(name: str | None) -> Classifier | None:
     """Load the judge that a card names. If the card names none, return None and load nothing.
 
     Raises:
         UserError: there is no judge with this name.
     """
-    if name is None:
-        return None
-    if name not in JUDGES:
-        raise UserError(f"judge: unknown judge {name!r}; give one of {', '.join(JUDGES)} in the model's config.json")
-    return JUDGES[name]()
+    check_judge(name)
+    return None if name is None else JUDGES[name]()

@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sfumato.files import write_text
+from sfumato.files import finite, write_text
 
 RESAMPLES = 1000
 """Number of resamples of a bootstrap."""
@@ -24,12 +24,14 @@ class Figure:
     value: float
     parts: tuple[float, ...] = ()
     """values of which the number is the mean; NaN means "no score" and is left out"""
+    basis: str = ""
+    """what the number was computed from, where that is not obvious"""
 
     @staticmethod
-    def mean(parts: Sequence[float]) -> "Figure":
+    def mean(parts: Sequence[float], basis: str = "") -> "Figure":
         """Return the mean of the parts that have a score; NaN if none has."""
         known = [part for part in parts if not math.isnan(part)]
-        return Figure(math.fsum(known) / len(known) if known else math.nan, tuple(parts))
+        return Figure(math.fsum(known) / len(known) if known else math.nan, tuple(parts), basis)
 
     def interval(self) -> Interval | None:
         """Return the percentile bootstrap interval over the parts, with a fixed seed; None for fewer than two parts."""
@@ -66,12 +68,19 @@ def bootstrap(parts: Sequence[float] | np.ndarray, minus: Sequence[float] | np.n
 
 
 def write_measurement(path: Path, measurement: Measurement) -> None:
-    """Write all figures with their parts as JSON."""
-    figures = {name: {"value": figure.value, "parts": figure.parts} for name, figure in measurement.items()}
-    write_text(path, json.dumps(figures) + "\n")
+    """Write all figures with their parts as JSON, in which a value or part that is not finite is null."""
+    figures = {name: {**asdict(figure), "parts": list(figure.parts)} for name, figure in measurement.items()}
+    write_text(path, json.dumps(finite(figures), allow_nan=False) + "\n")
 
 
 def read_measurement(path: Path) -> Measurement:
-    """Read a file that `write_measurement` wrote."""
-    figures = json.loads(path.read_text())
-    return {name: Figure(figure["value"], tuple(figure["parts"])) for name, figure in figures.items()}
+    """Read a file that `write_measurement` wrote. Null is read as NaN, "no score"."""
+    figures = json.loads(path.read_text("utf-8"))
+    return {
+        name: Figure(_known(figure["value"]), tuple(map(_known, figure["parts"])), figure["basis"])
+        for name, figure in figures.items()
+    }
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value

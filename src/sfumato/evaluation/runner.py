@@ -71,7 +71,7 @@ def evaluate(
         settings = {
             "suite": describe(suite),
             "files": named_files(suite, folder),
-            "targets": {t.name: t.identity() for t in opened},
+            "targets": {n: {"path": t.name, "state": t.identity()} for n, t in zip(names, opened, strict=True)},
         }
         check_folder(folder, settings, option)
         measure = prepare(suite, device, folder, settings)
@@ -136,6 +136,8 @@ def describe(suite: Suite) -> dict:
 def check_folder(folder: Path, settings: dict, option: str) -> None:
     """Refuse to write into a folder with another evaluation or other files.
 
+    Files, folders and targets are compared by content, so they may have been moved or copied.
+
     Raises:
         UserError: the folder has other contents; the message names the difference.
     """
@@ -143,12 +145,25 @@ def check_folder(folder: Path, settings: dict, option: str) -> None:
     if saved is None:
         return
     before, now = flat(saved), flat(json.loads(json.dumps(settings)))
-    for name in {**now, **before}:
-        if before.get(name) != now.get(name):
-            raise UserError(
-                f"{option}: {folder} contains an evaluation with {name} {before.get(name)!r}, not {now.get(name)!r}; "
-                f"choose another --{option}"
-            )
+    contents_before, contents_now = contents(before), contents(now)
+    for name in {**contents_now, **contents_before}:
+        if contents_before.get(name) == contents_now.get(name):
+            continue
+        if before.get(name) == now.get(name):  # the same path
+            difference = f"another content of {name} {now.get(name)!r}"
+        else:
+            difference = f"{name} {before.get(name)!r}, not {now.get(name)!r}"
+        raise UserError(f"{option}: {folder} contains an evaluation with {difference}; choose another --{option}")
+
+
+def contents(settings: dict[str, object]) -> dict[str, object]:
+    """Return flat settings for a comparison: paths in options of the suite are replaced by what is there, and other
+    paths are left out."""
+    values = {name: value for name, value in settings.items() if name.startswith("suite.")}
+    replaced = {name: settings.get(f"files.{value}", value) for name, value in values.items()}
+    options = {f"files.{value}" for value in values.values()}
+    rest = {name: value for name, value in settings.items() if name not in values and name not in options}
+    return {**replaced, **{name: value for name, value in rest.items() if not name.endswith(".path")}}
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:

@@ -16,13 +16,15 @@ def metrics(results: Results) -> list[str]:
 
 
 def to_json(results: Results) -> str:
-    """Return values, intervals and differences to the first target as JSON."""
+    """Return values, intervals, differences to the first target, and what each value was computed from, as JSON."""
     first = next(iter(results.values()))
     table = {}
     for target, measurement in results.items():
         rows = table[target] = {}
         for name, figure in measurement.items():
             rows[name] = {"value": figure.value, "interval": figure.interval(), "parts": len(figure.parts)}
+            if figure.basis:
+                rows[name]["basis"] = figure.basis
             if measurement is not first and name in first:
                 difference, interval = figure.difference(first[name])
                 rows[name] |= {"difference": difference, "difference_interval": interval}

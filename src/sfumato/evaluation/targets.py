@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sfumato.data.images import find_images
+from sfumato.engine.engine_config import check_seed
 from sfumato.engine.precision import Precision
 from sfumato.errors import UserError
 from sfumato.evaluation.image_sets import ArrayImages, DrawnImages, Images, StoredImages, by_number
@@ -41,8 +42,7 @@ class Drawing(SettingsOptions):
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size: {self.batch_size} is too small; give at least 1")
-        if self.seed < 0:
-            raise UserError(f"seed: {self.seed} is negative; give 0 or more")
+        check_seed(self.seed)
         super().__post_init__()
 
 
@@ -78,8 +78,8 @@ class Target:
         return False
 
     def identity(self) -> str:
-        """Return a text that changes when the target does: paths, sizes and times of its files (the files of a released
-        model are options of the suite).
+        """Return a text that changes when the target does, from the contents of its files, wherever they are (the files
+        of a released model are options of the suite).
 
         Raises:
             UserError: the target does not exist.
@@ -93,15 +93,13 @@ class Target:
             file = Path(self.name.rpartition(":")[0])
             if not file.is_file():
                 raise UserError(f"target: {file} is not a file; give path/to/family.py:build")
-            return f"{self.name} {state(file)}"
-        if self.has_images and path.is_dir():
+            return f"{self.name.rpartition(':')[2]} {state(file)}"
+        if self.has_images:
             return state(path)
-        files = [path]
-        if not self.has_images:
-            model = locate(self.name)
-            networks = [*sorted(model.glob("transformer*")), *sorted(model.glob("adapter*")), model.parent / "shards"]
-            files = [*networks, model / "config.json"]  # the config contains the sampling settings
-        return " ".join(state(file) for file in files if file.exists())
+        model = locate(self.name)
+        networks = [*sorted(model.glob("transformer*")), *sorted(model.glob("adapter*")), model.parent / "shards"]
+        files = [*networks, model / "config.json"]  # the config contains the sampling settings
+        return ", ".join(f"{file.name} {state(file)}" for file in files if file.exists())
 
     def policy(self, drawing: Drawing) -> Policy:
         """Load the model as a policy.

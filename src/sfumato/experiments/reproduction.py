@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from sfumato.data.pictures import save_png, to_pictures
+from sfumato.data.pictures import save_picture, to_pictures
 from sfumato.emoji.source import EmojiImages
 from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
@@ -101,7 +101,7 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
         def write(place: Path) -> None:
             for first in range(0, count, 64):
                 for number, picture in enumerate(to_pictures(source[index[first : first + 64]][0]), start=first):
-                    save_png(picture, place / f"{number:05d}.png")
+                    save_picture(picture, place / f"{number:05d}.png")
 
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -12,9 +12,10 @@ def group_advantages(
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " N"]]:
     """Return (r - mean) / std within groups of `group_size` consecutive images (Gallici & Sáez de Ocáriz Borde, eq. 1).
 
-    The standard deviation is the unbiased one and at least `std_floor`. If all rewards of a group are equal, no image
-    is better than another, and the advantages are exactly 0. An image whose reward is NaN is excluded from the
-    statistics of its group, and its advantage is exactly 0.
+    The standard deviation is the unbiased one and at least `std_floor`, that is, max(std, 1e-4). TRL divides by
+    std + 1e-4 instead, which makes advantages smaller by 0.1 % at a standard deviation of 0.1. If all rewards of a
+    group are equal, no image is better than another, and the advantages are exactly 0. An image whose reward is NaN is
+    excluded from the statistics of its group, and its advantage is exactly 0.
 
     Returns:
         The advantages, and for each of the N groups whether all its rewards are equal (or fewer than two are known).

@@ -1,5 +1,6 @@
 """GRPO (Shao et al. 2024) as Gallici & Sáez de Ocáriz Borde (2025) apply it to image generators."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float
@@ -54,8 +55,8 @@ def check_options(clip: float, kl_weight: float) -> None:
     """
     if not 0 < clip < 1:
         raise UserError(f"objective.clip: {clip} is not between 0 and 1; the papers use 0.2")
-    if not kl_weight >= 0:
-        raise UserError(f"objective.kl_weight: {kl_weight} is negative; give 0 or more")
+    if not 0 <= kl_weight < math.inf:
+        raise UserError(f"objective.kl_weight: {kl_weight} is out of range; give 0 or more")
 
 
 def credit_of(advantages: Float[Tensor, " B"], equal: Bool[Tensor, " N"], *, skip: bool) -> Credit:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sfumato.naming import find_labels
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.data.preprocessing import (
     IMAGENET_MEAN,
@@ -24,6 +23,7 @@ from sfumato.data.preprocessing import (
 from sfumato.emoji.judges import Classifier as EmojiClassifier
 from sfumato.emoji.judges import PatchClassifier, load_own, load_rival
 from sfumato.errors import UserError
+from sfumato.naming import find_labels
 from sfumato.request import Words
 from sfumato.rewards import needs
 from sfumato.rewards.sharing import OncePerBatch

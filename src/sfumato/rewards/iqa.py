@@ -4,20 +4,24 @@ import functools
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.data.preprocessing import resize_shortest
 from sfumato.errors import UserError
 from sfumato.request import Words
 from sfumato.rewards import needs
 
+CROPS, SIDE = 20, 224
+"""Number of MANIQA's crops of an image, and their side in pixels."""
 IMAGES_AT_ONCE = 4
 """Number of images per forward pass. MANIQA takes twenty crops of each, whose attention maps need 0.75 GB per image."""
 
@@ -26,7 +30,10 @@ IMAGES_AT_ONCE = 4
 class Iqa:
     """The metric's score, negated if lower is better.
 
-    MANIQA, 0 to 1, is the mean over twenty evenly spaced crops of 224 pixels; pyiqa enlarges smaller images.
+    MANIQA, 0 to 1, is the mean of the scores of twenty random crops of 224 pixels, as its authors compute it
+    (`predict_one_image.py` in IIGROUP/MANIQA) and AR-GRPO uses it. Within a crop, the patches are averaged by their
+    weights. pyiqa by itself takes evenly spaced crops and averages the patches of all crops at once, so that crops
+    with large weights count more. The crops are the same for all images of a size; smaller images are enlarged.
     """
 
     metric: str = "maniqa"
@@ -44,8 +51,27 @@ class Iqa:
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(0)
             metric = metric.to(images.device)
-            scores = torch.cat([metric(part.clamp(0, 1)).flatten() for part in images.split(IMAGES_AT_ONCE)])
+            score = functools.partial(mean_of_crops, metric) if is_maniqa(self.metric) else metric
+            scores = torch.cat([score(part.clamp(0, 1)).flatten() for part in images.split(IMAGES_AT_ONCE)])
         return -scores if metric.lower_better else scores
+
+
+def is_maniqa(name: str) -> bool:
+    """Return whether a metric of pyiqa is MANIQA, with any weights: maniqa, maniqa-kadid or maniqa-pipal."""
+    return name.partition("-")[0] == "maniqa"
+
+
+def mean_of_crops(metric: Callable[[Tensor], Tensor], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
+    """Return the mean of a metric's scores of twenty crops of each image, which are the same at each call."""
+    if min(images.shape[-2:]) < SIDE:
+        images = resize_shortest(images, SIDE, "bilinear")
+    rng = torch.Generator().manual_seed(0)
+    # As in the authors' code, the last position is never drawn, except if it is the only one.
+    tops, lefts = (torch.randint(max(1, side - SIDE), (CROPS,), generator=rng).tolist() for side in images.shape[-2:])
+    crops = [images[:, :, y : y + SIDE, x : x + SIDE] for y, x in zip(tops, lefts, strict=True)]
+    # pyiqa resizes images of 224 pixels to 225, and takes the first 224 of 225 as they are.
+    padded = F.pad(torch.stack(crops, dim=1).flatten(0, 1), (0, 1, 0, 1), mode="replicate")
+    return metric(padded).view(len(images), CROPS).mean(1)
 
 
 @functools.cache
@@ -76,6 +102,8 @@ def load_metric(name: str, weights: str | None) -> Any:
         if weights is None:
             raise
         raise UserError(f"weights: {weights} do not fit {name} ({' '.join(str(error).split())[:200]})") from error
+    if is_maniqa(name):
+        metric.net.test_sample = 1  # each of our crops is an image of its own; see `mean_of_crops`
     return metric.eval().requires_grad_(False)
 
 

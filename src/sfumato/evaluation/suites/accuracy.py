@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from sfumato.naming import find_labels
 from sfumato.data.prompts import Prompt, find_prompts, read_prompts
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, ask_evenly, reads_captions, repeated
@@ -16,6 +15,7 @@ from sfumato.evaluation.named_files import PROMPTS
 from sfumato.evaluation.recognition import CLASSIFIER, Recognition, load_recognizer
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
+from sfumato.naming import find_labels
 from sfumato.policy import Generator
 from sfumato.request import Words
 

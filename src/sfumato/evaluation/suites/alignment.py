@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from sfumato.naming import find_classes, find_labels
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, reads_captions
 from sfumato.evaluation.class_accuracy import top_hits
@@ -15,6 +14,7 @@ from sfumato.evaluation.named_files import REWARDS
 from sfumato.evaluation.recognition import CLASSIFIER, Recognition, load_recognizer
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import Drawing, Target
+from sfumato.naming import find_classes, find_labels
 from sfumato.policy import Generator
 from sfumato.request import Words
 from sfumato.rewards import WeightedSum, build_reward

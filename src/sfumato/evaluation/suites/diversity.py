@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from sfumato.naming import find_classes
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_classes, names_to_ask
 from sfumato.evaluation.features import Network, features_of, load_extractor
@@ -15,6 +14,7 @@ from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.statistics import class_distances, inside, radii
 from sfumato.evaluation.suites.imagenet import Reference, size_of
 from sfumato.evaluation.targets import Drawing, Target
+from sfumato.naming import find_classes
 from sfumato.policy import Generator
 from sfumato.request import Words
 

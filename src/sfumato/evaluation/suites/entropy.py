@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from sfumato.data.classes import spread
-from sfumato.naming import find_classes
 from sfumato.data.prompts import find_prompts, read_prompts
 from sfumato.engine.precision import autocast
 from sfumato.errors import UserError
@@ -17,6 +16,7 @@ from sfumato.evaluation.named_files import PROMPTS
 from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.targets import PLAIN, Drawing, Target
 from sfumato.files import finite, write_text
+from sfumato.naming import find_classes
 from sfumato.policy import Generator
 from sfumato.request import Words
 
