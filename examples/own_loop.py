@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import sfumato
-from sfumato.data.pictures import grid, save_png
+from sfumato.data.pictures import grid, save_picture
 from sfumato.objectives.advantages import group_advantages
 from sfumato.objectives.divergences import k3_divergence
 from sfumato.objectives.ratios import clipped_surrogate
@@ -40,7 +40,7 @@ def align(out: Path, asked: str = "red apple", steps: int = 12, group_size: int 
         optimizer.step()
         rewards.append(scores.mean().item())
         print(f"step {step + 1}: reward {rewards[-1]:.3f}")  # noqa: T201
-    save_png(grid(policy.draw(asked, n=8), columns=8, zoom=2), out)
+    save_picture(grid(policy.draw(asked, n=8), columns=8, zoom=2), out)
     return rewards
 
 

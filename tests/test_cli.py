@@ -1,6 +1,9 @@
 """The command line: exit statuses, one-line errors, and what each command writes."""
 
+import contextlib
+import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_llamagen, tiny_reques
 
 from sfumato.cli.main import COMMANDS, main, parse
 from sfumato.cli.pretrain import Pretrain
-from sfumato.cli.train import Train
+from sfumato.cli.train import SYNONYMS, Train
 from sfumato.errors import UserError
 from sfumato.families import load, load_generator
 from sfumato.families.library import save_model
@@ -193,6 +196,7 @@ def test_training(capsys: Capture, tiny_model: Path, tmp_path: Path):
     options += ["--eval-images", "0", "--device", "cpu"]
     text = printed(capsys, "train", "emoji-dark", "--run-dir", str(run), "--model", str(tiny_model), *options)
     assert "step 1/1  reward " in text
+    assert "Training draws with temperature 0.7; the model itself draws with temperature 1\n" in text
     assert "before_after.png" in text
     assert (run / "checkpoints/step-000001/model/transformer.safetensors").is_file()
     complaint = refused(capsys, "train", "emoji-dark", "--run-dir", str(run), "--model", str(tiny_model), *options)
@@ -237,6 +241,33 @@ def test_options_of_version_0_1_still_work(capsys: Capture, old: list[str], new:
     assert len(lines) == 1
     assert lines[0].startswith("sfumato: ")
     assert [word for word in lines[0].split() if word.startswith("--")] == told.split()
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--num_generations", "--group-size"),
+        ("--beta", "--objective.kl-weight"),
+        ("--bf16", "--precision bf16"),
+        ("--group-siz", "--group-size"),
+    ],
+)
+def test_options_of_other_programs_get_a_hint(capsys: Capture, option: str, hint: str):
+    assert f"did you mean {hint}" in refused(capsys, "train", "emoji-dark", option, "1")
+
+
+def test_every_hint_names_an_option():
+    options = printed_options("train", "emoji-dark")
+    assert {f"--{option.split()[0]}" for option in SYNONYMS.values()} <= options
+    assert not {f"--{option}" for option in SYNONYMS} & options
+
+
+def printed_options(*command: str) -> set[str]:
+    """Return the options that the help of a command lists."""
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        parse([*command, "--help"])
+    return set(re.findall(r"--[\w.-]+", text.getvalue()))
 
 
 def test_a_run_with_options_of_version_0_1(capsys: Capture, tiny_model: Path, tmp_path: Path):
@@ -386,6 +417,27 @@ def test_sample(capsys: Capture, tiny_model: Path, tmp_path: Path):
             assert picture.getpixel(corner) == tuple((image[:, 0, 0] * 255).round().int().tolist()), n
 
 
+def test_samples_in_other_files(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    options = ("sample", str(tiny_model), "--device", "cpu", "--classes", "bee", "dog", "--count", "2", "--seed", "7")
+    for name, kind in (("grid.jpg", "JPEG"), ("grid.WebP", "WEBP")):
+        assert name in printed(capsys, *options, "--out", str(tmp_path / name))
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == kind
+    printed(capsys, *options, "--out", str(tmp_path / "folder"))
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == [
+        "bee-7.png", "bee-8.png", "dog-10.png", "dog-9.png",
+    ]  # fmt: skip
+    expected = load(tiny_model).draw(["bee", "dog"], n=2, seed=7)
+    with Image.open(tmp_path / "folder/dog-9.png") as picture:
+        assert picture.size == (8, 8)
+        assert picture.getpixel((3, 5)) == tuple((expected[2, :, 5, 3] * 255).round().int().tolist())
+
+
+def test_a_model_of_few_classes_is_drawn_once_per_class(capsys: Capture, tiny_model: Path, tmp_path: Path):
+    text = printed(capsys, "sample", str(tiny_model), "--device", "cpu", "--out", str(tmp_path / "a.png"))
+    assert f"{4 * len(CLASS_NAMES)} images" in text
+
+
 def test_precision_of_samples(capsys: Capture, tiny_model: Path, tmp_path: Path):
     options = ("--classes", "1", "3", "--count", "3")
     exact, rounded = (
@@ -405,7 +457,7 @@ def test_samples_are_drawn_with_the_models_own_settings(capsys: Capture, tiny_mo
     plain = sample(capsys, tmp_path / "model", out, "--guidance", "0", "--temperature", "1")
     assert plain == sample(capsys, tiny_model, out) != own
     text = printed(capsys, "sample", str(tmp_path / "model"), "--device", "cpu", "--out", str(out), "--top-k", "3")
-    assert "64 images, guidance 2, temperature 0.5, top-k 3: " in text
+    assert "20 images, guidance 2, temperature 0.5, top-k 3: " in text
 
 
 @pytest.mark.parametrize(
@@ -421,7 +473,7 @@ def test_options_of_sampling_matter(capsys: Capture, tiny_model: Path, tmp_path:
     ("options", "field", "pieces"),
     [
         (["--count", "0"], "count", ("0", "1")),
-        (["--out", "grid.jpg"], "out", ("grid.jpg", ".png")),
+        (["--out", "grid.tiff"], "out", ("grid.tiff", ".png", ".jpg")),
         (["--top-p", "1.5"], "top_p", ("1.5",)),
         (["--temperature", "0"], "temperature", ("0.0",)),
         (["--top-k", "1", "2", "3"], "top_k", ("3", "2")),

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sfumato.notes import note
+
 
 class Interrupt:
     """Flag that becomes true once Ctrl-C is pressed or SIGTERM is received."""
@@ -20,6 +22,7 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        note("stopping as soon as this step is done and saved; Ctrl-C again stops at once")
 
 
 @contextmanager

@@ -235,12 +235,12 @@ def test_a_failing_picture_costs_no_step(tiny_model: Path, tmp_path: Path, monke
     """The run goes on and says so in one line; the figures of the step are still logged."""
     config = tiny_config(tiny_model, steps=2, save_every=1, sample_every=1)
 
-    def save_png(picture: Image.Image, path: Path) -> None:
+    def save_picture(picture: Image.Image, path: Path) -> None:
         if path.name == "step-000001.png":
             raise OSError("no space left on device")
-        pictures.save_png(picture, path)
+        pictures.save_picture(picture, path)
 
-    monkeypatch.setattr(sample_pictures, "save_png", save_png)
+    monkeypatch.setattr(sample_pictures, "save_picture", save_picture)
     console = Console(record=True, width=200, file=(tmp_path / "log.txt").open("w"))
     assert train(config, tmp_path / "run", console=console)
     console.file.close()
@@ -426,8 +426,10 @@ def test_plain_lines_of_progress(tiny_model: Path, tmp_path: Path):
     console.file.close()
     lines = console.export_text().splitlines()
     metrics = metrics_of(tmp_path / "run")
-    assert lines[0].startswith(f"step 1/2  reward {metrics[0]['reward_mean']:.4f}")
-    assert lines[1].startswith("step 2/2  reward ")
+    assert lines[0].startswith("Loading ")
+    assert lines[1].startswith("Training draws with ")
+    assert lines[2].startswith(f"step 1/2  reward {metrics[0]['reward_mean']:.4f}")
+    assert lines[3].startswith("step 2/2  reward ")
 
 
 def test_a_reward_that_fails_in_a_hook_costs_no_step(tiny_model: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 import tyro
@@ -36,7 +37,13 @@ def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
     )
 
 
-def parse_options(command: type[T], name: str, arguments: list[str], defaults: T | None = None) -> T:
+def parse_options(
+    command: type[T],
+    name: str,
+    arguments: list[str],
+    defaults: T | None = None,
+    synonyms: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """Parse the options of a command or of settings, with help from their docstrings.
 
     Args:
@@ -44,6 +51,7 @@ def parse_options(command: type[T], name: str, arguments: list[str], defaults: T
         name: name of the command as the user types it.
         arguments: the arguments after the name.
         defaults: an instance with the default values; the class's own defaults if not given.
+        synonyms: what to suggest for options of other programs, both without --.
 
     Raises:
         UserError: an option is unknown, missing or malformed.
@@ -59,6 +67,9 @@ def parse_options(command: type[T], name: str, arguments: list[str], defaults: T
         if not error.code:  # help was requested and has been printed
             raise
         problem, suggestions = read_complaint(complaint.getvalue())
+        if unknown := re.match(r"Unrecognized options: --([\w.-]+)", problem):
+            other = synonyms.get(unknown[1].replace("_", "-"))
+            suggestions = [f"--{other}"] if other else suggestions
         hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions and "nrecognized" in problem else ""
         raise UserError(f"{problem}{hint}; see sfumato {name} --help") from None
 
@@ -81,13 +92,19 @@ def read_complaint(box: str) -> tuple[str, list[str]]:
 
 
 def take_option(name: str, default: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Return the value of `--name VALUE` or `--name=VALUE`, and the other arguments."""
+    """Return the value of `--name VALUE` or `--name=VALUE`, and the other arguments.
+
+    Raises:
+        UserError: the value is empty.
+    """
     value, rest = default, list(arguments)
     for position, argument in enumerate(arguments):
         if argument == f"--{name}" and position + 1 < len(arguments):
             value, rest = arguments[position + 1], [*arguments[:position], *arguments[position + 2 :]]
         elif argument.startswith(f"--{name}="):
             value, rest = argument.removeprefix(f"--{name}="), [*arguments[:position], *arguments[position + 1 :]]
+    if not value and rest != arguments:
+        raise UserError(f"{name}: it is empty; give a value after --{name}, or omit the option")
     return value, rest
 
 

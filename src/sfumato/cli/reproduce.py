@@ -9,6 +9,7 @@ from rich.console import Console
 
 from sfumato.cli.options import parse_options
 from sfumato.experiments import EXPERIMENTS, ScaleName
+from sfumato.notes import note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Reproduce:
         if self.scale != "emoji":
             name, command = f"{name}-{self.scale}", f"{command} --scale {self.scale}"
         if not reproduce(name, experiment, self.out, self.work, str(device), console, command):
+            note("continue with the same command; finished runs and measurements are kept")
             return 130
         console.print(f"Look at {self.out / name}/summary.md", highlight=False, soft_wrap=True)
         return 0

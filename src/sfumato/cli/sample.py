@@ -1,6 +1,7 @@
 """`sfumato sample MODEL`."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,13 @@ import tyro
 from rich.console import Console
 
 from sfumato.cli.options import parse_options
+from sfumato.engine.engine_config import check_seed
 from sfumato.engine.precision import Precision
 from sfumato.errors import UserError
 from sfumato.settings import SettingsOptions
+
+FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of files that `--out` may name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class Sample(SettingsOptions):
     seed: int = 0
     """seed of the first image; it increases by 1 for each further image"""
     out: Path = Path("samples.png")
-    """PNG file to write"""
+    """file to write, .png, .jpg or .webp; for a folder (a name without an ending), one PNG file per image"""
     smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """mix codes as in VAR's "more smooth" sampling"""
     weights: Path | None = None
@@ -47,7 +52,7 @@ class Sample(SettingsOptions):
     def __call__(self) -> int:
         import torch
 
-        from sfumato.data.pictures import grid, save_png
+        from sfumato.data.pictures import grid, save_picture, to_pictures
         from sfumato.engine.precision import autocast
         from sfumato.engine.process import find_device
         from sfumato.families import load_generator
@@ -56,9 +61,11 @@ class Sample(SettingsOptions):
 
         if self.count < 1:
             raise UserError(f"count: {self.count} is too small; give at least 1")
-        if self.out.suffix.lower() != ".png":
-            raise UserError(f"out: {self.out} is not a .png file; give a name that ends in .png")
-        check_writable("out", self.out.parent)
+        check_seed(self.seed)
+        into_folder = not self.out.suffix or self.out.is_dir()
+        if not into_folder and self.out.suffix.lower() not in FORMATS:
+            raise UserError(f"out: {self.out} is no {', '.join(FORMATS)} file; give another ending, or a folder")
+        check_writable("out", self.out if into_folder else self.out.parent)
         generator = load_generator(
             self.model,
             weights=self.weights,
@@ -73,8 +80,13 @@ class Sample(SettingsOptions):
         seeds = torch.arange(self.seed, self.seed + len(request))
         with autocast(policy.device, self.precision):
             pictures = self.draw_smooth(policy, request, seeds) if self.smooth else policy.draw(request, seeds, 32)
-        columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
-        save_png(grid(pictures, columns=columns, zoom=max(1, 128 // pictures.shape[-1])), self.out)
+        if into_folder:
+            for picture, name, seed in zip(to_pictures(pictures), request.words.names, seeds.tolist(), strict=True):
+                save_picture(picture, self.out / f"{file_name(name)}-{seed}.png")
+        else:
+            columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
+            zoom = max(1, 128 // pictures.shape[-1])
+            save_picture(grid(pictures, columns, zoom, labels=request.words.names), self.out)
         settings = str(policy.settings) or "the model's own distribution"
         Console(markup=False).print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False, soft_wrap=True)
         return 0
@@ -93,24 +105,31 @@ class Sample(SettingsOptions):
     def words(self, generator: Any) -> Any:
         """Return the requested classes or captions, once each."""
         from sfumato.data.classes import spread
-        from sfumato.naming import class_words, find_classes
         from sfumato.data.prompts import find_prompts, looks_like_file, read_prompts
+        from sfumato.naming import class_words, find_classes
         from sfumato.request import Words
 
         names = generator.card.class_names
         if names:
             if self.prompts:
                 raise UserError(f"prompts: {self.model} draws classes, not captions; give --classes")
-            return class_words(find_classes(self.classes, names) or spread(len(names), 16), names)
+            return class_words(find_classes(self.classes, names) or spread(len(names), min(16, len(names))), names)
         if self.classes:
             raise UserError(f"classes: {self.model} reads captions; give --prompts")
         if not self.prompts:
             raise UserError(f'prompts: {self.model} reads captions; give some, e.g. --prompts "red apple"')
         captions = list(self.prompts)
+        if not all(map(str.strip, captions)):
+            raise UserError("prompts: a caption is empty; write one, or leave it out")
         # A misspelled file must not be drawn as a caption: `read_prompts` says that it does not exist.
         if len(captions) == 1 and (os.path.isfile(file := find_prompts(captions[0])) or looks_like_file(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(file)]
         return Words(names=tuple(captions))
+
+
+def file_name(name: str) -> str:
+    """Return a class or the beginning of a caption as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "image"
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from sfumato.cli.doctor import tell_troubles
 from sfumato.cli.listing import check_known
 from sfumato.cli.options import parse_options, renamed, run_dir_of, take_option
 from sfumato.errors import UserError
+from sfumato.notes import note
 from sfumato.objectives import find_objective, name_of
 from sfumato.recipes import TRAIN_RECIPES
 from sfumato.training.train_config import TrainConfig
@@ -25,6 +27,41 @@ RENAMED = {
     "combine": "objective",
 }
 """New names of the options of version 0.1."""
+
+SYNONYMS = {
+    "lr": "learning-rate",
+    "beta": "objective.kl-weight",
+    "kl-coef": "objective.kl-weight",
+    "kl-weight": "objective.kl-weight",
+    "clip": "objective.clip",
+    "clip-range": "objective.clip",
+    "epsilon": "objective.clip",
+    "num-generations": "group-size",
+    "batch-size": "groups-per-step",
+    "mini-batch-size": "minibatch-size",
+    "max-steps": "steps",
+    "epochs": "steps",
+    "num-train-epochs": "steps",
+    "output-dir": "run-dir",
+    "out": "run-dir",
+    "report-to": "track",
+    "wandb": "track wandb",
+    "bf16": "precision bf16",
+    "fp16": "precision bf16",
+    "mixed-precision": "precision",
+    "gradient-checkpointing": "activation-checkpointing 1",
+    "gradient-accumulation-steps": "micro-batch-size",
+    "use-lora": "lora-rank 16",
+    "lora-r": "lora-rank",
+    "cfg": "guidance",
+    "cfg-scale": "guidance",
+    "guidance-scale": "guidance",
+    "prompt-file": "prompts",
+    "rewards": "reward",
+    "reward-funcs": "reward",
+    "checkpoint": "weights",
+}
+"""Our options for those of other programs, for hints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +80,7 @@ class Train:
 
         console = Console(markup=False)
         if not train(self.config, self.run_dir, resume=self.resume, console=console):
+            note(f"continue with: sfumato train --resume {shlex.quote(str(self.run_dir))}")
             return 130
         if int(os.environ.get("RANK", 0)) == 0:  # one of several processes speaks for all
             console.print(f"Look at {self.run_dir}/before_after.png and {self.run_dir}/curves.png", highlight=False)
@@ -91,7 +129,7 @@ def parse_start(arguments: list[str]) -> Train:
     """
     start = start_of(arguments)
     defaults = Train(config=start.config, run_dir=start.run_dir)
-    command = parse_options(Train, f"train {start.name}", start.rest, defaults)
+    command = parse_options(Train, f"train {start.name}", start.rest, defaults, SYNONYMS)
     with start.located():
         command.config.validate(int(os.environ.get("WORLD_SIZE", 1)))
     return command

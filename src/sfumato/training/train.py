@@ -17,7 +17,7 @@ from sfumato.engine.schedule import cosine_schedule
 from sfumato.engine.torch_engine import TorchEngine
 from sfumato.engine.watch import WORK
 from sfumato.evaluation.judging import load_judge
-from sfumato.families import load_generator, read_card
+from sfumato.families import bundled_models, load_generator, read_card, releases
 from sfumato.families.library import base_of
 from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
@@ -59,7 +59,13 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
             if process.is_main:
                 held.enter_context(locked("run_dir", run_dir))
             check_run_folder(run_dir, config, resume)
+        if process.is_main:
+            console.print(f"Loading {config.model} and the rewards", highlight=False, soft_wrap=True)
         run = prepare(config, run_dir, process)
+        own = run.engine.policy.generator.card.settings
+        if process.is_main and config.policy != own and config.model not in {*bundled_models(), *releases()}:
+            text = f"Training draws with {config.policy}; the model itself draws with {own}"
+            console.print(text, highlight=False, soft_wrap=True)
         if process.is_main:
             held.enter_context(recorded(run_dir))
         checkpoints = Checkpoints(
@@ -90,7 +96,7 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
                 raise
         if not finished and process.is_main:
             done = step_of(checkpoints.all()[-1])
-            view.note(f"Stopped after step {done}. Everything is saved; continue with train --resume {run_dir}")
+            view.note(f"Stopped after step {done}. Everything is saved.")
         return finished
 
 
@@ -153,6 +159,7 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
     with engine.autocast(), engine.drawing():
         images = engine.policy.draw(engine.policy.request(words), torch.arange(2))
     reward(images, words)
+    judge = load_judge(generator.card.judge) if config.held_out or config.eval_images else None
     if process.is_main:
         create_run_folder(run_dir, config)
     reward = fix_thresholds(
@@ -166,7 +173,7 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         sampler=sampler,
         reward=reward,
         held_out=held_out,
-        judge=load_judge(generator.card.judge) if config.held_out or config.eval_images else None,
+        judge=judge,
         rollouts=build_rollouts(config, engine, process, sampler, reward),
         rng=torch.Generator().manual_seed(config.seed),
     )

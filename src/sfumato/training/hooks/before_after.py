@@ -40,6 +40,8 @@ class BeforeAfter:
 
     def measure(self, moment: str) -> None:
         """Draw and score images and write the results. All processes must call this together."""
+        if self.process.is_main:
+            self.console.print(f"Measuring {self.images} images {moment} training", highlight=False, soft_wrap=True)
         rng = torch.Generator().manual_seed(self.seed + 2**40)
         words = self.sampler.next(self.images, rng)
         seeds = torch.randint(2**62, (len(words),), generator=rng)
