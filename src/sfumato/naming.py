@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -32,16 +33,16 @@ def words_of(asked: str | int | Sequence[str | int], class_names: Sequence[str])
 
 
 def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
-    """Return the label of a class given by name (exact, or else without regard to case) or number.
+    """Return the label of a class given by name (exact, or else without regard to case and Unicode form) or number.
 
     A name wins: of classes that are called 1 to 12, "10" is the one with this name. A number given as `int` is a label.
 
     Raises:
         UserError: there is no such class (the message lists similar names), or two classes differ only in case.
     """
-    text, lowered = str(name_or_number).strip(), [name.lower() for name in class_names]
+    text, lowered = str(name_or_number).strip(), [_plain(name) for name in class_names]
     if isinstance(name_or_number, str):
-        same = [name for name, low in zip(class_names, lowered, strict=True) if low == text.lower()]
+        same = [name for name, low in zip(class_names, lowered, strict=True) if low == _plain(text)]
         if text in same or len(set(same)) == 1:
             return class_names.index(text if text in same else same[0])
         if same:
@@ -53,7 +54,7 @@ def find_class(name_or_number: str | int, class_names: Sequence[str]) -> int:
         if 0 <= label <= last:
             return label
         raise UserError(f"classes: there is no class number {label}; give 0 to {last}, or a name")
-    close = difflib.get_close_matches(text.lower(), lowered, n=3) or [n for n in lowered if text.lower() in n][:3]
+    close = difflib.get_close_matches(_plain(text), lowered, n=3) or [n for n in lowered if _plain(text) in n][:3]
     hint = f"did you mean {', '.join(map(repr, close))}?" if close else "`sfumato classes MODEL` lists them"
     raise UserError(f"classes: there is no class {text.lower()!r}; {hint}")
 
@@ -79,6 +80,11 @@ def find_classes(names_or_ranges: Sequence[str | int], class_names: Sequence[str
         else:
             labels.append(find_class(item, class_names))
     return list(dict.fromkeys(labels))
+
+
+def _plain(name: str) -> str:
+    """Return a name in lower case, with letters and accents composed: macOS decomposes them in names of files."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _is_number(name: str) -> bool:

@@ -11,6 +11,12 @@ from sfumato.request import Words
 NAMES = ("Tench", "goldfish", "great white shark", "tiger shark", "hen", "ostrich", "house finch")
 
 
+def test_accents_in_either_unicode_form():
+    composed, decomposed = "cr\u00eape", "cre\u0302pe"
+    assert find_class(decomposed, ("dog", composed)) == 1
+    assert find_class(composed.upper(), ("dog", decomposed)) == 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "label"), [("tench", 0), (" GOLDFISH ", 1), ("tiger shark", 3), ("5", 5), (6, 6), (0, 0), (" 2", 2)]
 )

@@ -141,9 +141,12 @@ def test_t5_reads_a_caption_alike_in_any_batch(t5_folder: Path):
     assert T5Reader(str(t5_folder)).encode([]) == []
 
 
-def test_t5_cuts_long_captions_before_the_end_of_the_sequence(t5_folder: Path):
+def test_t5_cuts_long_captions_before_the_end_of_the_sequence(t5_folder: Path, capsys: pytest.CaptureFixture[str]):
     reader = T5Reader(str(t5_folder))
     assert [len(rows) for rows in reader.encode(["a " * 200, "a " * 119, "a " * 118])] == [120, 120, 119]
+    note = capsys.readouterr().err
+    assert "sfumato: captions are cut after 120 tokens, e.g. 'a a a" in note
+    assert note.endswith("...' of 201\n")
     short = T5Reader(str(t5_folder), longest=3)
     for one, other in zip(short.encode(["a red apple on the table"]), reader.encode(["a red"]), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -38,7 +38,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Lengths]]:
     return seen
 
 
-def test_captions_are_read_once_and_when_they_are_needed(loaded: list):
+def test_captions_are_read_once_and_when_they_are_needed(loaded: list, capsys: pytest.CaptureFixture[str]):
     reader = CaptionReader("someone/t5", 2, 2)
     assert loaded == []
     inputs = reader.read(["a cat", "one red dog", "birds", "a cat"])
@@ -57,6 +57,8 @@ def test_captions_are_read_once_and_when_they_are_needed(loaded: list):
     reader.read(["birds", "birds"])
     assert encoder.read[-1] == ["birds"]
     assert len(loaded) == 1
+    reader.read(["two long captions"])
+    assert capsys.readouterr().err == "sfumato: captions are cut after 2 tokens, e.g. 'one red dog' of 3\n"  # said once
 
 
 def test_another_encoder_takes_the_place_of_the_first(loaded: list):

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from sfumato.errors import UserError
+from sfumato.notes import note
 from sfumato.text.cleaning import clean_caption
 
 
@@ -31,6 +32,21 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
         """Return the features of each caption's tokens, on the CPU; each caption has at least one token."""
         ...
+
+
+class CutCaptions:
+    """Says once that captions are too long for a network."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def say(self, captions: Sequence[str], lengths: Iterable[int], longest: int) -> None:
+        """Print a note if a caption has more tokens than the longest that the network reads."""
+        for caption, length in zip(captions, lengths, strict=False):
+            if length > longest and not self.told:
+                self.told = True
+                start = textwrap.shorten(caption, 60, placeholder=" ...")
+                note(f"captions are cut after {longest} tokens, e.g. {start!r} of {length}")
 
 
 class WordVectors:
@@ -93,7 +109,7 @@ class T5Reader:
                 raise OSError(f"its weights lack {min(details['missing_keys'])}")
         self.model.requires_grad_(False).eval().to(device)
         self.name, self.width = name, self.model.config.d_model
-        self.batch_size, self.longest = batch_size, longest
+        self.batch_size, self.longest, self.cut = batch_size, longest, CutCaptions()
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> list[Float[Tensor, "T W"]]:
@@ -101,6 +117,8 @@ class T5Reader:
         features = []
         for first in range(0, len(captions), self.batch_size):
             cleaned = [clean_caption(caption) for caption in captions[first : first + self.batch_size]]
+            lengths = map(len, self.tokenizer(cleaned, verbose=False).input_ids)
+            self.cut.say(captions[first:], lengths, self.longest)
             batch = self.tokenizer(
                 cleaned,
                 max_length=self.longest,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.request import CaptionFeatures, TextInputs
 from sfumato.text.cache import CachedReader, cache_features
-from sfumato.text.encoders import TextEncoder, WordVectors, load_text_encoder
+from sfumato.text.encoders import CutCaptions, TextEncoder, WordVectors, load_text_encoder
 
 
 class Zeros:
@@ -37,7 +37,7 @@ class CaptionReader:
             longest: maximum number of text tokens for the network; further tokens are cut off.
             width: number of features per text token that the network reads.
         """
-        self.encoder, self.longest, self.width = encoder, longest, width
+        self.encoder, self.longest, self.width, self.cut = encoder, longest, width, CutCaptions()
         self._loaded: TextEncoder | CachedReader | None = None
 
     def use(self, encoder: str) -> None:
@@ -62,7 +62,9 @@ class CaptionReader:
             self._loaded = load_text_encoder(self.encoder, device, self.longest)
         distinct = list(dict.fromkeys(captions))
         numbers = {caption: number for number, caption in enumerate(distinct)}
-        features = CaptionFeatures.padded(self._loaded.encode(distinct), self.longest)
+        encoded = self._loaded.encode(distinct)
+        self.cut.say(distinct, map(len, encoded), self.longest)
+        features = CaptionFeatures.padded(encoded, self.longest)
         return TextInputs(rows=torch.tensor([numbers[caption] for caption in captions]), captions=features)
 
     def prepare(
