@@ -191,6 +191,7 @@ class Policy:
             tokens=torch.cat(tokens, dim=1),
             log_probs=torch.cat(log_probs, dim=1),
             entropy=torch.cat(entropies, dim=1),
+            units=tuple(generator.units),
         )
 
     def choose(

@@ -20,6 +20,8 @@ class Rollout:
     """log-probability of each token under the distribution it was drawn from (nats)"""
     entropy: Float[Tensor, "B L"]
     """entropy of that distribution (nats)"""
+    units: tuple[int, ...] = ()
+    """number of tokens in each unit, e.g. in each scale; empty if it is not known"""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -30,6 +32,7 @@ class Rollout:
             tokens=self.tokens[index],
             log_probs=self.log_probs[index],
             entropy=self.entropy[index],
+            units=self.units,
         )
 
     def split(self, size: int) -> Iterator["Rollout"]:
@@ -45,6 +48,7 @@ def concatenate(rollouts: list[Rollout], request: Request) -> Rollout:
         tokens=torch.cat([r.tokens for r in rollouts]),
         log_probs=torch.cat([r.log_probs for r in rollouts]),
         entropy=torch.cat([r.entropy for r in rollouts]),
+        units=rollouts[0].units,
     )
 
 

@@ -86,6 +86,7 @@ class GraphedSampler:
             tokens=self._tokens.clone(),
             log_probs=self._log_probs.clone(),
             entropy=self._entropy.clone(),
+            units=tuple(generator.units),
         )
 
     def _advance(self, generator: Recordable, state: Any) -> None:

@@ -6,12 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import UserError
+from sfumato.objectives.cispo import CISPO
+from sfumato.objectives.dapo import DAPO
+from sfumato.objectives.dr_grpo import DrGRPO
 from sfumato.objectives.gdpo import GDPO
 from sfumato.objectives.grpo import GRPO
+from sfumato.objectives.gspo import GSPO
 from sfumato.objectives.objective import Credit, Objective
+from sfumato.objectives.rloo import RLOO
+from sfumato.objectives.scale_weights import ScaleWeightedGRPO
 from sfumato.plugins import is_path, load_object
 
-OBJECTIVES: dict[str, type] = {"grpo": GRPO, "gdpo": GDPO}
+OBJECTIVES: dict[str, type] = {
+    "grpo": GRPO,
+    "dr-grpo": DrGRPO,
+    "gdpo": GDPO,
+    "dapo": DAPO,
+    "gspo": GSPO,
+    "cispo": CISPO,
+    "rloo": RLOO,
+    "scale-grpo": ScaleWeightedGRPO,
+}
 """Objectives by name. The docstring of each class describes it; its fields are its options."""
 
 

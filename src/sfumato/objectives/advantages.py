@@ -1,21 +1,34 @@
 """Advantages of images over others drawn for the same condition. A NaN reward marks an image without a score."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.errors import UserError
 
+Scale = Literal["group", "batch", "none"]
+"""What the differences from the mean of a group are divided by: the standard deviation of the group's rewards, that of
+all rewards of the batch, or nothing."""
+
 
 def group_advantages(
-    rewards: Float[Tensor, " B"], group_size: int, std_floor: float = 1e-4
+    rewards: Float[Tensor, " B"], group_size: int, std_floor: float = 1e-4, scale: Scale = "group"
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " N"]]:
     """Return (r - mean) / std within groups of `group_size` consecutive images (Gallici & Sáez de Ocáriz Borde, eq. 1).
 
-    The standard deviation is the unbiased one and at least `std_floor`, that is, max(std, 1e-4). TRL divides by
-    std + 1e-4 instead, which makes advantages smaller by 0.1 % at a standard deviation of 0.1. If all rewards of a
+    The standard deviation is the unbiased one and at least `std_floor`; TRL divides by std + 1e-4 instead, so its
+    advantages are smaller by the factor std / (std + 1e-4), 0.1 % at a standard deviation of 0.1. If all rewards of a
     group are equal, no image is better than another, and the advantages are exactly 0. An image whose reward is NaN is
-    excluded from the statistics of its group, and its advantage is exactly 0.
+    excluded from the statistics, and its advantage is exactly 0.
+
+    Args:
+        rewards: one per image.
+        group_size: number of consecutive images per group.
+        std_floor: smallest number that is divided by.
+        scale: standard deviation of what: of the group, of all rewards of the batch (as in TRL's
+            `scale_rewards="batch"`), or none (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
         The advantages, and for each of the N groups whether all its rewards are equal (or fewer than two are known).
@@ -35,9 +48,33 @@ def group_advantages(
     equal = highest <= lowest
     mean = groups.nansum(1, keepdim=True) / count.clamp_min(1)
     centered = (groups - mean).masked_fill(~scored, 0.0)
-    std = (centered.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+    if scale == "group":
+        std = (centered.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+    else:
+        known = rewards[~rewards.isnan()]
+        std = known.std() if scale == "batch" and len(known) > 1 else rewards.new_ones(())
     advantages = centered / std.clamp_min(std_floor)
     return advantages.masked_fill(equal[:, None], 0.0).flatten(), equal
+
+
+def leave_one_out_advantages(
+    rewards: Float[Tensor, " B"], group_size: int
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " N"]]:
+    """Return each reward minus the mean of the others in its group (RLOO, arXiv 2402.14740).
+
+    That is G / (G - 1) times the difference from the group's mean, where G counts the images with a score. NaN and
+    equal groups are treated as by `group_advantages`.
+
+    Returns:
+        The advantages, and for each of the N groups whether all its rewards are equal (or fewer than two are known).
+
+    Raises:
+        UserError: the group size is below 2 or does not divide the number of images.
+    """
+    centered, equal = group_advantages(rewards, group_size, scale="none")
+    count = (~rewards.isnan()).unflatten(0, (-1, group_size)).sum(1, keepdim=True)
+    factor = count / (count - 1).clamp_min(1)
+    return (centered.unflatten(0, (-1, group_size)) * factor).flatten(), equal
 
 
 def decoupled_advantages(

@@ -1,4 +1,7 @@
-"""Estimates of the KL divergence between policy and reference from the drawn tokens."""
+"""Estimates of the KL divergence between policy and reference from the drawn tokens (Schulman 2020)."""
+
+from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,3 +19,24 @@ def k3_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Te
     """
     difference = (reference_log_probs - log_probs).clamp_max(LARGEST)
     return difference.expm1() - difference
+
+
+def k1_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Return the k1 estimate of KL(policy || reference) for each token: the log-ratio.
+
+    It is unbiased, but as a loss its gradient is 0 on average: use it to measure, or in the reward.
+    """
+    return log_probs - reference_log_probs
+
+
+def k2_divergence(log_probs: Float[Tensor, "B L"], reference_log_probs: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """Return the k2 estimate of KL(policy || reference) for each token: half the square of the log-ratio.
+
+    Its value is biased, but for tokens drawn from the policy the gradient is that of the KL on average.
+    """
+    return (log_probs - reference_log_probs).clamp(-LARGEST, LARGEST).square() / 2
+
+
+Penalty = Literal["k2", "k3"]
+PENALTIES: dict[Penalty, Callable[[Tensor, Tensor], Tensor]] = {"k2": k2_divergence, "k3": k3_divergence}
+"""Estimates whose gradient is useful in a loss, by name."""

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.divergences import LARGEST, k3_divergence
+from sfumato.objectives.advantages import Scale, group_advantages
+from sfumato.objectives.divergences import LARGEST, PENALTIES, Penalty
 from sfumato.objectives.objective import Credit
 from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens
 from sfumato.rollout import Batch
@@ -22,6 +22,11 @@ class GRPO:
     """epsilon: the ratio is clipped to between 1 - epsilon and 1 + epsilon"""
     kl_weight: float = 0.2
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
+    kl: Penalty = "k3"
+    """estimate of the KL in the loss: k3, or k2, whose gradient is that of the KL for tokens that are just drawn"""
+    scale: Scale = "group"
+    """what differences from the group's mean are divided by: the standard deviation of the group or of the batch, or
+    none"""
     report_kl: bool = False
     """keep the reference and log the KL, even if the KL has weight 0"""
     skip_equal_groups: bool = True
@@ -37,14 +42,14 @@ class GRPO:
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 1)."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size)
+        advantages, equal = group_advantages(batch.rewards, batch.group_size, scale=self.scale)
         return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the mean over all tokens of beta·KL - surrogate (eq. 2)."""
-        return clipped_loss(log_probs, part, credit, self.clip, self.kl_weight)
+        return clipped_loss(log_probs, part, credit, self.clip, self.kl_weight, penalty=self.kl)
 
 
 def check_options(clip: float, kl_weight: float) -> None:
@@ -57,6 +62,16 @@ def check_options(clip: float, kl_weight: float) -> None:
         raise UserError(f"objective.clip: {clip} is not between 0 and 1; the papers use 0.2")
     if not 0 <= kl_weight < math.inf:
         raise UserError(f"objective.kl_weight: {kl_weight} is out of range; give 0 or more")
+
+
+def check_high(clip_high: float) -> None:
+    """Check the upper bound of a clip.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    if not 0 < clip_high < math.inf:
+        raise UserError(f"objective.clip_high: {clip_high} is not positive; DAPO uses 0.28")
 
 
 def credit_of(advantages: Float[Tensor, " B"], equal: Bool[Tensor, " N"], *, skip: bool) -> Credit:
@@ -75,7 +90,14 @@ def credit_of(advantages: Float[Tensor, " B"], equal: Bool[Tensor, " N"], *, ski
 
 
 def clipped_loss(
-    log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit, clip: float, kl_weight: float
+    log_probs: Float[Tensor, "B L"],
+    part: Batch,
+    credit: Credit,
+    clip: float,
+    kl_weight: float,
+    *,
+    clip_high: float | None = None,
+    penalty: Penalty = "k3",
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return the mean over all tokens of kl_weight·KL - surrogate; without reference log-probabilities, KL is left out.
 
@@ -85,11 +107,25 @@ def clipped_loss(
         The loss, and means over the tokens: the ratio, the share of tokens whose gradient is clipped, the KL, and the
         share of tokens whose KL is clamped.
     """
-    loss = -clipped_surrogate(log_probs, part.rollout.log_probs, credit.weights, clip)
+    surrogate = clipped_surrogate(log_probs, part.rollout.log_probs, credit.weights, clip, clip_high)
     ratio = (log_probs.detach() - part.rollout.log_probs).exp()
-    stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped_tokens(ratio, credit.weights, clip).float().mean()}
+    clipped = clipped_tokens(ratio, credit.weights, clip, clip_high)
+    stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped.float().mean()}
+    return penalized(-surrogate, log_probs, part, kl_weight, stats, penalty)
+
+
+def penalized(
+    loss: Float[Tensor, "B L"],
+    log_probs: Float[Tensor, "B L"],
+    part: Batch,
+    kl_weight: float,
+    stats: dict[str, Tensor],
+    penalty: Penalty = "k3",
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Add kl_weight·KL to the loss of each token; return the mean over all tokens, and the statistics with those of the
+    KL. Without reference log-probabilities, the KL is left out."""
     if part.reference_log_probs is not None:
-        kl = k3_divergence(log_probs, part.reference_log_probs)
+        kl = PENALTIES[penalty](log_probs, part.reference_log_probs)
         loss = kl_weight * kl + loss
         clamped = part.reference_log_probs - log_probs.detach() > LARGEST
         stats = {"kl": kl.detach().mean(), "kl_clamped": clamped.float().mean(), **stats}

@@ -341,6 +341,7 @@ class Excerpt:
             tokens=short.tokens[:, :1].expand(shape),
             log_probs=short.log_probs[:, :1].expand(shape),
             entropy=short.entropy[:, :1].expand(shape),
+            units=tuple(generator.units),
         )
 
 

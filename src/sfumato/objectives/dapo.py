@@ -1,0 +1,42 @@
+"""DAPO (Yu et al. 2025, arXiv 2503.14476): a wider upper clip, and no KL."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.objectives.advantages import group_advantages
+from sfumato.objectives.grpo import check_high, check_options, clipped_loss, credit_of
+from sfumato.objectives.objective import Credit
+from sfumato.rollout import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPO:
+    """DAPO: the ratio may rise further than it may fall, so that unlikely tokens can become likely; no KL. Its mean
+    over all tokens is that of GRPO here, since all images have the same number of tokens. Groups with equal rewards are
+    skipped, not drawn again."""
+
+    clip: float = 0.2
+    """epsilon low: the ratio is clipped from below at 1 - epsilon"""
+    clip_high: float = 0.28
+    """epsilon high: the ratio is clipped from above at 1 + epsilon"""
+    skip_equal_groups: bool = True
+    """skip the pass of images without an advantage; the gradient is the same"""
+
+    needs_reference = False
+
+    def __post_init__(self):
+        check_options(self.clip, 0.0)
+        check_high(self.clip_high)
+
+    def credit(self, batch: Batch) -> Credit:
+        """Return the advantage of each image over the others in its group (eq. 9)."""
+        advantages, equal = group_advantages(batch.rewards, batch.group_size)
+        return credit_of(advantages, equal, skip=self.skip_equal_groups)
+
+    def loss(
+        self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return minus the mean over all tokens of the surrogate with two bounds (eq. 8)."""
+        return clipped_loss(log_probs, part, credit, self.clip, 0.0, clip_high=self.clip_high)

@@ -1,0 +1,60 @@
+"""GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio for a whole image, or for each of its scales."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.objectives.advantages import group_advantages
+from sfumato.objectives.grpo import check_high, check_options, credit_of, penalized
+from sfumato.objectives.objective import Credit
+from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens, unit_means
+from sfumato.rollout import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSPO:
+    """GSPO: the ratio is the geometric mean of the ratios of all tokens of an image, and is clipped as a whole. With
+    `level` unit it is that of each unit: of each scale of a next-scale model."""
+
+    clip: float = 3e-4
+    """epsilon low: the ratio is clipped from below at 1 - epsilon; means of many tokens vary little"""
+    clip_high: float = 4e-4
+    """epsilon high: the ratio is clipped from above at 1 + epsilon"""
+    level: Literal["image", "unit"] = "image"
+    """tokens that share a ratio: those of an image, or of a unit (for next-token models, a unit is one token)"""
+    kl_weight: float = 0.0
+    """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
+    skip_equal_groups: bool = True
+    """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
+
+    def __post_init__(self):
+        check_options(self.clip, self.kl_weight)
+        check_high(self.clip_high)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss includes the KL."""
+        return self.kl_weight > 0
+
+    def credit(self, batch: Batch) -> Credit:
+        """Return the advantage of each image over the others in its group (eq. 6)."""
+        advantages, equal = group_advantages(batch.rewards, batch.group_size)
+        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
+
+    def loss(
+        self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Return beta·KL minus the mean of the clipped surrogate with these ratios (eq. 5 and 7).
+
+        Units count by their numbers of tokens.
+        """
+        units = part.rollout.units if self.level == "unit" else (log_probs.shape[1],)
+        means = unit_means(log_probs - part.rollout.log_probs, units)
+        surrogate = clipped_surrogate(means, torch.zeros_like(means), credit.weights, self.clip, self.clip_high)
+        ratio = means.detach().exp()
+        clipped = clipped_tokens(ratio, credit.weights, self.clip, self.clip_high)
+        stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped.float().mean()}
+        return penalized(-surrogate, log_probs, part, self.kl_weight, stats)
