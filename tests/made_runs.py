@@ -2,13 +2,15 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sfumato.data.pictures import COLUMNS, grid, save_png
+from sfumato.data.pictures import COLUMNS, grid, save_picture
+from sfumato.families.library import save_model
+from sfumato.policy import Generator
 
 NAMES = tuple(f"thing {n // 2}" for n in range(16))
 
@@ -29,11 +31,19 @@ def write_run(folder: Path, steps: int = 4, names: Sequence[str] = NAMES, every:
         rewards = [0.5 + (n - 7) / 100 * step / steps for n in range(len(names))]
         fixed_set.append({"step": step, "entropy": 1.0, "reward_mean": 0.5, "names": list(names), "rewards": rewards})
         colors = torch.rand(len(names), 3, 1, 1, generator=torch.Generator().manual_seed(step))
-        save_png(grid(colors.expand(-1, -1, 16, 16), COLUMNS), folder / f"samples/step-{step:06d}.png")
+        save_picture(grid(colors.expand(-1, -1, 16, 16), COLUMNS), folder / f"samples/step-{step:06d}.png")
     write_rows(folder / "fixed_set.jsonl", fixed_set)
     figures = [{"images": 8, "reward_mean": reward, "reward/dark": reward} for reward in (0.25, 0.75)]
     (folder / "evaluation.json").write_text(json.dumps(dict(zip(("before", "after"), figures, strict=True))))
     return folder
+
+
+def write_checkpoints(run: Path, generators: Mapping[int, Generator]) -> None:
+    """Write a checkpoint of a run for each number of steps, as far as they are only loaded and not resumed."""
+    for step, generator in generators.items():
+        folder = run / f"checkpoints/step-{step:06d}"
+        save_model(folder / "model", generator)
+        torch.save({}, folder / "state.pt")
 
 
 def write_pretraining(folder: Path) -> Path:
@@ -53,7 +63,7 @@ def write_pretraining(folder: Path) -> Path:
     write_rows(folder / "generator/metrics.jsonl", rows)
     for stage, step in (("tokenizer", 2), ("generator", 2), ("generator", 3)):
         images = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(step))
-        save_png(grid(images, COLUMNS), folder / f"{stage}/samples/step-{step:06d}.png")
+        save_picture(grid(images, COLUMNS), folder / f"{stage}/samples/step-{step:06d}.png")
     return folder
 
 

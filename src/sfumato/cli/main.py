@@ -57,6 +57,8 @@ COMMANDS = {
     "doctor": Command("say why a run may not learn, and what to change"),
     "report": Command("write a report on runs: one HTML file with pictures, curves, metrics and settings"),
     "compare": Command("compare runs in one table: the settings that differ, rewards, KL, time per step"),
+    "playground": Command("open a page on which base models and aligned runs draw side by side"),
+    "push": Command("write a model card for a run, and upload model and card to the Hugging Face Hub"),
     "sample": Command("draw images from a bundled model, a run, or a released checkpoint"),
     "classes": Command("list a model's classes"),
     "export": Command("write a model's weights under the names that the original code uses"),
