@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import re
 import shutil
 import tomllib
@@ -38,6 +39,8 @@ ELSEWHERE = {
     r"(score|train) .*http://": "rewards/test_server.py::test_training_waits_for_a_server_that_was_killed",
     r"rewards http://": "test_reward_commands.py::test_servers_are_tried_one_by_one",
     r"launch ": "training/test_processes.py::test_two_processes_equal_one",
+    r"playground ": "playground/test_drawing.py::test_every_checkpoint_draws_and_is_scored",
+    r"push |sample me/": "hub/test_push.py::test_what_is_pushed_can_be_loaded",
     r"serve ": "rewards/test_server.py::test_the_scores_are_those_of_the_reward",
     r"reproduce \S": "experiments/test_experiments.py::test_reproduce",
     r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimized",
@@ -233,3 +236,23 @@ def test_examples_are_quoted_literally(page: Path):
             lines = (ROOT / name[1]).read_text().splitlines()
             unknown = [line for line in code.splitlines()[1:] if line not in lines]
             assert not unknown, name[1]
+
+
+def test_plans_of_all_released_models_are_listed():
+    page = (ROOT / "docs/how-to/memory-and-time.md").read_text()
+    names = {name.removesuffix("-bright") for name in TRAIN_RECIPES if re.match(r"llamagen|var-d\d+-bright", name)}
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebooks_were_run_and_import_what_exists(path: Path):
+    text = path.read_text()
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(output["output_type"] != "error" for cell in cells for output in cell["outputs"])
+    assert not re.search(r"/(home|tmp|root|work)/", text)
+    for cell in cells:
+        nodes = ast.parse("".join(cell["source"])).body
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sfumato"):
+                exec(ast.unparse(node), {})

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from made_runs import write_run
 
+from sfumato.cli.doctor import PAGE
 from sfumato.cli.main import main
 from sfumato.training.diagnosis import examine
 
@@ -72,6 +73,12 @@ def test_metrics_of_version_0_1_and_numbers_that_are_not():
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_run(tmp_path / "run", steps=8)
     assert main(["doctor", str(tmp_path / "run")]) == 0
-    assert "sfumato" not in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "sfumato" not in captured.err
+    assert captured.out.splitlines()[-1] == f"More: {PAGE}"
+    assert (Path(__file__).parents[2] / PAGE).is_file()
+    write_run(tmp_path / "few", steps=8, classes=["0", "1", "2", "3"])
+    assert main(["doctor", str(tmp_path / "few")]) == 0
+    assert capsys.readouterr().out == "Nothing conspicuous in 8 steps.\n"
     assert main(["doctor", str(tmp_path)]) == 2
     assert "run: " in capsys.readouterr().err

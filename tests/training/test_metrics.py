@@ -71,6 +71,12 @@ def test_terminal_shows_a_panel():
         assert part in text
 
 
+def test_a_notebook_gets_lines():
+    view = TrainingView(Console(force_jupyter=True), "my run", steps=5, first_step=2)
+    with view.open():
+        assert view.live is None
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_figures_that_an_objective_does_not_log_are_left_out(terminal: bool):
     known = shown(terminal, METRICS)

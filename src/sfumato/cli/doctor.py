@@ -1,6 +1,5 @@
 """`sfumato doctor RUN`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,9 @@ from rich.console import Console
 from sfumato.cli.options import parse_options
 from sfumato.errors import UserError
 from sfumato.files import read_metrics
+
+PAGE = "docs/how-to/troubleshooting.md"
+"""Page that explains the findings, in the repository and on the site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,16 @@ class Doctor:
 
 def tell_troubles(console: Console, run: Path) -> bool:
     """Print what may be wrong with a run; return whether there is anything."""
+    from sfumato.report.folders import read_config
     from sfumato.training.diagnosis import examine
 
-    config = json.loads((run / "config.json").read_text("utf-8"))
+    config = read_config(run)
     findings = examine(read_metrics(run), config, count_conditions(config))
     for finding in findings:
         text = f"- {finding.cause}\n  {finding.advice}"
         console.print(text, highlight=False, soft_wrap=not console.is_terminal)
+    if findings:
+        console.print(f"More: {PAGE}", highlight=False)
     return bool(findings)
 
 

@@ -1,4 +1,4 @@
-"""Progress of training for people: a live panel in a terminal, plain lines elsewhere."""
+"""Progress of training for people: a live panel in a terminal, plain lines elsewhere, also in notebooks."""
 
 import math
 import time
@@ -19,7 +19,7 @@ ROUNDING = 1e-6
 
 
 class TrainingView:
-    """Progress of training for people: a live panel in a terminal, plain lines elsewhere."""
+    """Progress of training for people: a live panel in a terminal, plain lines elsewhere, also in notebooks."""
 
     def __init__(self, console: Console, title: str, steps: int, first_step: int):
         self.console, self.title, self.steps = console, title, steps
@@ -40,7 +40,8 @@ class TrainingView:
     @contextmanager
     def open(self) -> Iterator["TrainingView"]:
         """Show the view until the block ends."""
-        if self.console.is_terminal:
+        # In a notebook, rich's live displays need ipywidgets.
+        if self.console.is_terminal and not self.console.is_jupyter:
             with Live(self.progress, console=self.console, refresh_per_second=4) as self.live:
                 yield self
         else:
