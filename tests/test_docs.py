@@ -38,6 +38,8 @@ ELSEWHERE = {
     r"(sample|evaluate) runs/bigram ": "test_own_code.py::test_commands",
     r"(score|train) .*http://": "rewards/test_server.py::test_training_waits_for_a_server_that_was_killed",
     r"rewards http://": "test_reward_commands.py::test_servers_are_tried_one_by_one",
+    r"train --config ": "test_config_file.py::test_a_file_changes_a_recipe_and_options_change_the_file",
+    r"plan --config ": "test_config_file.py::test_a_file_changes_a_recipe_and_options_change_the_file",
     r"launch ": "training/test_processes.py::test_two_processes_equal_one",
     r"playground ": "playground/test_drawing.py::test_every_checkpoint_draws_and_is_scored",
     r"push |sample me/": "hub/test_push.py::test_what_is_pushed_can_be_loaded",

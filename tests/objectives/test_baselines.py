@@ -98,14 +98,14 @@ def test_gspo_shares_ratios(level: Any):
         kl = k3_divergence(log_probs, batch.reference_log_probs)[image, token]  # pyright: ignore[reportArgumentType]
         return clipped(ratio, advantage, 0.05, 0.1) + 0.3 * kl
 
-    assert_same(GSPO(clip=0.05, clip_high=0.1, level=level, kl_weight=0.3), naive)
+    assert_same(GSPO(clip_below=0.05, clip_above=0.1, level=level, kl_weight=0.3), naive)
 
 
 def test_gspo_of_single_tokens_is_grpo():
     batch, log_probs = made()
     batch = Batch(**{**vars(batch), "rollout": Rollout(**{**vars(batch.rollout), "units": (1,) * LENGTH})})
     credit = GRPO().credit(batch)
-    mine, _ = GSPO(clip=0.2, clip_high=0.2, level="unit", kl_weight=0.1).loss(log_probs, batch, credit)
+    mine, _ = GSPO(clip_below=0.2, clip_above=0.2, level="unit", kl_weight=0.1).loss(log_probs, batch, credit)
     theirs, _ = GRPO(clip=0.2, kl_weight=0.1).loss(log_probs, batch, credit)
     torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
 
@@ -160,9 +160,9 @@ def test_leave_one_out_without_scores():
 
 def test_scales_of_advantages():
     rewards = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.5, math.nan])
-    plain, equal = group_advantages(rewards, 3, scale="none")
+    plain, equal = group_advantages(rewards, 3, deviation="none")
     torch.testing.assert_close(plain, torch.tensor([-2.0, -1.0, 3.0, -0.25, 0.25, 0.0]), rtol=1e-6, atol=1e-6)
-    batch, _ = group_advantages(rewards, 3, scale="batch")
+    batch, _ = group_advantages(rewards, 3, deviation="batch")
     torch.testing.assert_close(batch, plain / torch.tensor([1.0, 2.0, 6.0, 0.0, 0.5]).std(), rtol=1e-6, atol=1e-6)
     assert equal.tolist() == [False, False]
     whole, _ = made()
@@ -171,7 +171,7 @@ def test_scales_of_advantages():
         torch.tensor([-2.0, -1.0, 3.0, -0.3, 0.2, 0.1], dtype=torch.float64), rtol=1e-12, atol=1e-12,
     )  # fmt: skip
     torch.testing.assert_close(
-        GRPO(scale="batch").credit(whole).weights * whole.rewards.std(),
+        GRPO(deviation="batch").credit(whole).weights * whole.rewards.std(),
         DrGRPO().credit(whole).weights,
         rtol=1e-12,
         atol=0,
@@ -249,7 +249,7 @@ def test_objectives_leave_images_without_a_score_alone(name: str):
     [
         (lambda: DAPO(clip_high=0.0), "objective.clip_high"),
         (lambda: DAPO(clip=1.5), "objective.clip"),
-        (lambda: GSPO(clip_high=math.inf), "objective.clip_high"),
+        (lambda: GSPO(clip_above=math.inf), "objective.clip_below"),
         (lambda: CISPO(largest_ratio=0.5), "objective.largest_ratio"),
         (lambda: RLOO(kl_weight=-1.0), "objective.kl_weight"),
         (lambda: ScaleWeightedGRPO(alpha=3.0), "objective.alpha"),

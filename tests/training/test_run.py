@@ -61,7 +61,7 @@ def test_files_of_a_run(finished_run: Path, tiny_model: Path):
         "report_kl": False,
         "skip_equal_groups": True,
         "kl": "k3",
-        "scale": "group",
+        "deviation": "group",
     }
     assert config["policy"] == {"guidance": None, "temperature": 0.7, "top_k": 0, "top_p": 0.0}
     assert config["engine"]["learning_rate"] == 1e-3

@@ -66,8 +66,8 @@ SYNONYMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Align a generator with a reward. Every setting of the recipe is an option. --objective NAME chooses the training
-    objective: grpo, gdpo, or path/to/file.py:Class."""
+    """Align a generator with a reward. Every setting of the recipe is an option. --objective NAME chooses the
+    objective: grpo, dr-grpo, gdpo, dapo, gspo, cispo, rloo, scale-grpo, or path/to/file.py:Class."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run_dir: Path
@@ -178,6 +178,7 @@ def parse_resumption(arguments: list[str]) -> Train:
     from sfumato.training.run_folder import read_run_config
 
     saved = read_run_config(Path(folder))
+    saved.validate()  # someone may have edited the file
     config, rest = with_options(saved, rest)
     config = parse_options(TrainConfig, f"train --resume {folder}", rest, config)
     return Train(config=config, run_dir=Path(folder), resume=True)
@@ -208,6 +209,8 @@ def with_objective(config: TrainConfig, name: str) -> TrainConfig:
     if not dataclasses.is_dataclass(kind):
         raise UserError(f"objective: {name} is not a dataclass; decorate it with @dataclass(frozen=True, kw_only=True)")
     assert dataclasses.is_dataclass(config.objective)
-    recipe = {field.name: getattr(config.objective, field.name) for field in dataclasses.fields(config.objective)}
-    shared = {field.name: recipe[field.name] for field in dataclasses.fields(kind) if field.name in recipe}
+    # Another objective may mean something else by the same name.
+    recipe = {(field.name, field.type): field.name for field in dataclasses.fields(config.objective)}
+    both = [field.name for field in dataclasses.fields(kind) if (field.name, field.type) in recipe]
+    shared = {name: getattr(config.objective, name) for name in both}
     return dataclasses.replace(config, objective=kind(**shared))

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
-Scale = Literal["group", "batch", "none"]
+Deviation = Literal["group", "batch", "none"]
 """What the differences from the mean of a group are divided by: the standard deviation of the group's rewards, that of
 all rewards of the batch, or nothing."""
 
 
 def group_advantages(
-    rewards: Float[Tensor, " B"], group_size: int, std_floor: float = 1e-4, scale: Scale = "group"
+    rewards: Float[Tensor, " B"], group_size: int, std_floor: float = 1e-4, deviation: Deviation = "group"
 ) -> tuple[Float[Tensor, " B"], Bool[Tensor, " N"]]:
     """Return (r - mean) / std within groups of `group_size` consecutive images (Gallici & Sáez de Ocáriz Borde, eq. 1).
 
@@ -27,7 +27,7 @@ def group_advantages(
         rewards: one per image.
         group_size: number of consecutive images per group.
         std_floor: smallest number that is divided by.
-        scale: standard deviation of what: of the group, of all rewards of the batch (as in TRL's
+        deviation: standard deviation of what: of the group, of all rewards of the batch (as in TRL's
             `scale_rewards="batch"`), or none (Dr. GRPO, arXiv 2503.20783).
 
     Returns:
@@ -48,11 +48,11 @@ def group_advantages(
     equal = highest <= lowest
     mean = groups.nansum(1, keepdim=True) / count.clamp_min(1)
     centered = (groups - mean).masked_fill(~scored, 0.0)
-    if scale == "group":
+    if deviation == "group":
         std = (centered.square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
     else:
         known = rewards[~rewards.isnan()]
-        std = known.std() if scale == "batch" and len(known) > 1 else rewards.new_ones(())
+        std = known.std() if deviation == "batch" and len(known) > 1 else rewards.new_ones(())
     advantages = centered / std.clamp_min(std_floor)
     return advantages.masked_fill(equal[:, None], 0.0).flatten(), equal
 
@@ -71,7 +71,7 @@ def leave_one_out_advantages(
     Raises:
         UserError: the group size is below 2 or does not divide the number of images.
     """
-    centered, equal = group_advantages(rewards, group_size, scale="none")
+    centered, equal = group_advantages(rewards, group_size, deviation="none")
     count = (~rewards.isnan()).unflatten(0, (-1, group_size)).sum(1, keepdim=True)
     factor = count / (count - 1).clamp_min(1)
     return (centered.unflatten(0, (-1, group_size)) * factor).flatten(), equal

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sfumato.objectives.advantages import Scale
+from sfumato.objectives.advantages import Deviation
 from sfumato.objectives.grpo import GRPO
 
 
@@ -14,6 +14,6 @@ class DrGRPO(GRPO):
 
     kl_weight: float = 0.0
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
-    scale: Scale = "none"
+    deviation: Deviation = "none"
     """what differences from the group's mean are divided by: the standard deviation of the group or of the batch, or
     none"""

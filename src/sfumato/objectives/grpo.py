@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.objectives.advantages import Scale, group_advantages
+from sfumato.objectives.advantages import Deviation, group_advantages
 from sfumato.objectives.divergences import LARGEST, PENALTIES, Penalty
 from sfumato.objectives.objective import Credit
 from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens
@@ -24,7 +24,7 @@ class GRPO:
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
     kl: Penalty = "k3"
     """estimate of the KL in the loss: k3, or k2, whose gradient is that of the KL for tokens that are just drawn"""
-    scale: Scale = "group"
+    deviation: Deviation = "group"
     """what differences from the group's mean are divided by: the standard deviation of the group or of the batch, or
     none"""
     report_kl: bool = False
@@ -42,7 +42,7 @@ class GRPO:
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 1)."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size, scale=self.scale)
+        advantages, equal = group_advantages(batch.rewards, batch.group_size, deviation=self.deviation)
         return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(

@@ -1,5 +1,6 @@
 """GSPO (Zheng et al. 2025, arXiv 2507.18071): one ratio for a whole image, or for each of its scales."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato.errors import UserError
 from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.grpo import check_high, check_options, credit_of, penalized
+from sfumato.objectives.grpo import check_options, credit_of, penalized
 from sfumato.objectives.objective import Credit
 from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens, unit_means
 from sfumato.rollout import Batch
@@ -19,9 +21,9 @@ class GSPO:
     """GSPO: the ratio is the geometric mean of the ratios of all tokens of an image, and is clipped as a whole. With
     `level` unit it is that of each unit: of each scale of a next-scale model."""
 
-    clip: float = 3e-4
+    clip_below: float = 3e-4
     """epsilon low: the ratio is clipped from below at 1 - epsilon; means of many tokens vary little"""
-    clip_high: float = 4e-4
+    clip_above: float = 4e-4
     """epsilon high: the ratio is clipped from above at 1 + epsilon"""
     level: Literal["image", "unit"] = "image"
     """tokens that share a ratio: those of an image, or of a unit (for next-token models, a unit is one token)"""
@@ -31,8 +33,12 @@ class GSPO:
     """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(self.clip, self.kl_weight)
-        check_high(self.clip_high)
+        check_options(0.5, self.kl_weight)
+        if not (0 < self.clip_below < 1 and 0 < self.clip_above < math.inf):
+            raise UserError(
+                f"objective.clip_below: {self.clip_below:g}, with clip_above {self.clip_above:g}, is out of range; the "
+                "paper uses 3e-4 and 4e-4"
+            )
 
     @property
     def needs_reference(self) -> bool:
@@ -53,8 +59,8 @@ class GSPO:
         """
         units = part.rollout.units if self.level == "unit" else (log_probs.shape[1],)
         means = unit_means(log_probs - part.rollout.log_probs, units)
-        surrogate = clipped_surrogate(means, torch.zeros_like(means), credit.weights, self.clip, self.clip_high)
+        surrogate = clipped_surrogate(means, torch.zeros_like(means), credit.weights, self.clip_below, self.clip_above)
         ratio = means.detach().exp()
-        clipped = clipped_tokens(ratio, credit.weights, self.clip, self.clip_high)
+        clipped = clipped_tokens(ratio, credit.weights, self.clip_below, self.clip_above)
         stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped.float().mean()}
         return penalized(-surrogate, log_probs, part, self.kl_weight, stats)
