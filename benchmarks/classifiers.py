@@ -10,11 +10,11 @@ from torch import Tensor
 
 import sfumato
 from sfumato.data.classes import pick
-from sfumato.naming import class_words
 from sfumato.emoji.augmentations import augmented_scenes
 from sfumato.emoji.judges import Classifier, PatchClassifier, load_classifier, load_rival
 from sfumato.emoji.rival_scenes import rival_scenes
 from sfumato.emoji.source import open_source
+from sfumato.naming import class_words
 
 
 @torch.no_grad()

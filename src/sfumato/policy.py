@@ -118,6 +118,26 @@ class ReducesLogits(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoresPrefixes(Protocol):
+    """A generator that can score the first units of an image without the others."""
+
+    scores_prefixes: bool
+    """True"""
+
+    def logits(
+        self,
+        inputs: Any,
+        tokens: Int[Tensor, "B L"],
+        settings: Settings,
+        reduction: Reduction | None = None,
+        count: int | None = None,
+        /,
+    ) -> Float[Tensor, "B L *V"]:
+        """Return guided logits of the first `count` units, whose tokens are given, or a function of them (B, L)."""
+        ...
+
+
 class Policy:
     """The distribution of images that a generator and its sampling settings define.
 
@@ -202,14 +222,22 @@ class Policy:
         drawn = inverse_cdf(log_probs.exp(), uniforms)
         return drawn, log_probs.gather(-1, drawn[..., None])[..., 0], entropy_of(log_probs)
 
-    def log_probs(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """Return the log-probability (nats) of each token given the previous units; -inf if truncation removes it."""
+    def log_probs(
+        self, request: Request, tokens: Int[Tensor, "B L"], units: tuple[int, ...] = ()
+    ) -> Float[Tensor, "B L"]:
+        """Return the log-probability (nats) of each token given the previous units; -inf if truncation removes it.
+
+        Args:
+            request: B requests.
+            tokens: their tokens.
+            units: number of tokens in each unit, if the tokens may be those of the first units only.
+        """
 
         def log_probs(logits: Tensor, span: slice) -> Tensor:
             drawn = tokens[:, span]
             return -F.cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="none").unflatten(0, drawn.shape)
 
-        return self._score(request, tokens, log_probs)
+        return self._score(request, tokens, log_probs, units)
 
     def entropy(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return the entropy (nats) of the distribution at each token, given the previous units."""
@@ -252,23 +280,33 @@ class Policy:
         return torch.cat([self.decode(self.sample(request[i], seeds[i]).tokens).float() for i in parts])
 
     def _score(
-        self, request: Request, tokens: Int[Tensor, "B L"], function: Callable[[Tensor, slice], Tensor]
+        self,
+        request: Request,
+        tokens: Int[Tensor, "B L"],
+        function: Callable[[Tensor, slice], Tensor],
+        units: tuple[int, ...] = (),
     ) -> Float[Tensor, "B L"]:
         """Return a function of the logits at each token: all at once, or some positions at a time."""
-        generator, settings, inputs = self.generator, self.settings, request.inputs.to(self.device)
+        generator: Any = self.generator
+        settings, inputs = self.settings, request.inputs.to(self.device)
+        count = len(units) if 0 < len(units) < len(generator.units) else None
+        cut = () if count is None else (None, count)
         if not self.positions or settings.truncates:
-            return function(self._adjust_all(generator.logits(inputs, tokens, settings).float()), slice(None))
+            return function(self._adjust_all(generator.logits(inputs, tokens, settings, *cut).float()), slice(None))
         temperatures = torch.tensor(settings.at("temperature", len(generator.units)), device=self.device)
         divisors = temperatures.repeat_interleave(torch.tensor(generator.units, device=self.device))[:, None]
         reduction = Reduction(lambda logits, span: function(logits.float() / divisors[span], span), self.positions)
-        reducing: Any = generator  # ReducesLogits
-        return reducing.logits(inputs, tokens, settings, reduction)
+        return generator.logits(inputs, tokens, settings, reduction, *cut[1:])
 
     def _adjust_all(self, logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
         if not self.settings.truncates and not isinstance(self.settings.temperature, tuple):
             return logits / self.settings.temperature  # all at once, since the settings are the same for all units
-        parts = logits.split(self.generator.units, dim=1)
-        return torch.cat([self._adjust(part, i) for i, part in enumerate(parts)], dim=1)
+        parts, done = [], 0
+        for number, unit in enumerate(self.generator.units):
+            if done < logits.shape[1]:  # the logits may be those of the first units only
+                parts.append(self._adjust(logits[:, done : done + unit], number))
+                done += unit
+        return torch.cat(parts, dim=1)
 
     def _adjust(self, logits: Float[Tensor, "B u V"], unit: int) -> Float[Tensor, "B u V"]:
         """Apply the temperature, then the truncation."""

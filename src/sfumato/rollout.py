@@ -35,6 +35,17 @@ class Rollout:
             units=self.units,
         )
 
+    def prefix(self, count: int) -> "Rollout":
+        """Return the same images with the tokens of their first `count` units only."""
+        units = self.units[:count]
+        return Rollout(
+            request=self.request,
+            tokens=self.tokens[:, : sum(units)],
+            log_probs=self.log_probs[:, : sum(units)],
+            entropy=self.entropy[:, : sum(units)],
+            units=units,
+        )
+
     def split(self, size: int) -> Iterator["Rollout"]:
         """Yield consecutive parts of `size` images; the last may be smaller."""
         for first in range(0, len(self), size):

@@ -37,7 +37,9 @@ def test_tokenizer(variant: str):
 @torch.no_grad()
 def test_teacher_forced_logits(variant: str):
     golden, generator = outputs(variant), golden_var(variant)
-    close(generator._codes(golden["idx"]), golden["var_input"])
+    codes = generator._codes(golden["idx"])
+    assert codes is not None
+    close(codes, golden["var_input"])
     logits = generator.logits(class_request(golden["labels"]), golden["idx"], Settings())
     close(logits, golden["logits"])
     close(logits.log_softmax(-1).gather(-1, golden["idx"][..., None])[..., 0], golden["token_logprobs"])

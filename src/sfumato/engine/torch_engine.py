@@ -237,7 +237,8 @@ class TorchEngine:
         for number, index in enumerate(mine, 1):
             part = batch[index]
             with self.autocast():
-                log_probs = self.scorer.log_probs(part.rollout.request, part.rollout.tokens)
+                drawn = part.rollout
+                log_probs = self.scorer.log_probs(drawn.request, drawn.tokens, drawn.units)
             change = log_probs.detach() - part.rollout.log_probs
             if on_policy:
                 part = replace(part, rollout=replace(part.rollout, log_probs=log_probs.detach()))

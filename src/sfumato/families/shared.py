@@ -1,6 +1,8 @@
 """Helpers that the generators of several families share."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +11,32 @@ from torch import Tensor
 from sfumato.errors import UserError
 from sfumato.policy import Card
 from sfumato.request import ClassInputs, Words
+
+
+def check_sizes(shape: Any, may_be_zero: Sequence[str] = ()) -> None:
+    """Check that all whole numbers in a shape, a dataclass, are at least 1; those in the named fields, at least 0.
+
+    Raises:
+        UserError: one is smaller.
+    """
+    for field in fields(shape):
+        value, least = getattr(shape, field.name), 0 if field.name in may_be_zero else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            if type(number) is int and number < least:
+                raise UserError(f"{field.name}: {number} is too small; give at least {least}")
+
+
+def check_tokenizer_sizes(shape: Any) -> None:
+    """Check that all whole numbers in the shape of a convolutional tokenizer are at least 1, and its `norm_groups`
+    divides the channels of every level.
+
+    Raises:
+        UserError: a number is too small, or does not divide.
+    """
+    check_sizes(shape)
+    for channels in (shape.base_channels * multiplier for multiplier in shape.channel_multipliers):
+        if channels % shape.norm_groups:
+            raise UserError(f"norm_groups: {shape.norm_groups} does not divide {channels} channels; give a divisor")
 
 
 def number_classes(card: Card, count: int) -> Card:

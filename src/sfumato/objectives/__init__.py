@@ -13,6 +13,7 @@ from sfumato.objectives.gdpo import GDPO
 from sfumato.objectives.grpo import GRPO
 from sfumato.objectives.gspo import GSPO
 from sfumato.objectives.objective import Credit, Objective
+from sfumato.objectives.prefix import PrefixGRPO
 from sfumato.objectives.rloo import RLOO
 from sfumato.objectives.scale_weights import ScaleWeightedGRPO
 from sfumato.plugins import is_path, load_object
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, type] = {
     "cispo": CISPO,
     "rloo": RLOO,
     "scale-grpo": ScaleWeightedGRPO,
+    "prefix-grpo": PrefixGRPO,
 }
 """Objectives by name. The docstring of each class describes it; its fields are its options."""
 

@@ -49,6 +49,8 @@ class InlineRollouts:
     """whether to replace the log-probabilities of drawing by those of scoring"""
     overlap: bool = False
     """whether to score one part while the next is drawn"""
+    learned_units: int | None = None
+    """number of first units that the objective learns from; the tokens of the others are forgotten; None for all"""
 
     def next(self, rng: torch.Generator, timer: PhaseTimer) -> Batch:
         """Draw, decode and score a batch, and score its tokens with the reference if the objective needs one.
@@ -78,6 +80,8 @@ class InlineRollouts:
                         parts.append(engine.sample(part, seeds[index]))
                     with timer("decode"), autocast():
                         images = policy.decode(parts[-1].tokens).float()
+                    if self.learned_units:
+                        parts[-1] = parts[-1].prefix(self.learned_units)
                     # After a failure only scoring ends: drawing may need all processes.
                     if not any(scored.done() and scored.exception() for scored in scoring):
                         with timer("reward"):
@@ -124,7 +128,7 @@ class InlineRollouts:
         In bfloat16, other sizes run other kernels, which round differently.
         """
         with torch.no_grad(), self.engine.autocast():  # both are properties of a thread
-            parts = [policy.log_probs(part.request, part.tokens) for part in drawn.split(self.scoring_size)]
+            parts = [policy.log_probs(part.request, part.tokens, part.units) for part in drawn.split(self.scoring_size)]
         return torch.cat(parts)
 
 

@@ -16,12 +16,14 @@ from sfumato.engine.process import Process, check_device, joined
 from sfumato.engine.schedule import cosine_schedule
 from sfumato.engine.torch_engine import TorchEngine
 from sfumato.engine.watch import WORK
+from sfumato.errors import UserError
 from sfumato.evaluation.judging import load_judge
 from sfumato.families import bundled_models, load_generator, read_card, releases
 from sfumato.families.library import base_of
 from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
-from sfumato.policy import Policy
+from sfumato.objectives import Objective
+from sfumato.policy import Policy, ScoresPrefixes
 from sfumato.rewards import WeightedSum, build_reward
 from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed
@@ -213,7 +215,24 @@ def build_rollouts(
         # With one update per step, the update takes the log-probabilities of its own pass.
         rescore=config.engine.recompute_log_probs and config.minibatch_size < config.images_per_step,
         overlap=config.overlap_rewards,
+        learned_units=learned_units(config.objective, engine.policy),
     )
+
+
+def learned_units(objective: Objective, policy: Policy) -> int | None:
+    """Return how many first units an objective learns from; None if from all.
+
+    Raises:
+        UserError: there are fewer units, or the family scores whole images only.
+    """
+    count, generator = getattr(objective, "units", None), policy.generator
+    if count is None:
+        return None
+    if not 1 <= count <= len(generator.units):
+        raise UserError(f"objective.units: {count} is not from 1 to {len(generator.units)}, the units of the model")
+    if not isinstance(generator, ScoresPrefixes):
+        raise UserError(f"objective.units: the family {generator.card.family} scores whole images only; use grpo")
+    return count
 
 
 def build_hooks(run: Run, checkpoints: Checkpoints, metrics: Metrics, interrupt: Interrupt) -> list[Hook]:

@@ -104,6 +104,7 @@ class LlamaGen(nn.Module):
 
     reader: CaptionReader
     reduces_logits = True
+    scores_prefixes = True
 
     def __init__(
         self, config: LlamaGenConfig, tokenizer: VQModel, card: Card | None = None, guidance_interval: int = -1
@@ -202,9 +203,15 @@ class LlamaGen(nn.Module):
         tokens: Int[Tensor, "B L"],
         settings: Settings = PLAIN,
         reduction: Reduction | None = None,
+        count: int | None = None,
     ) -> Float[Tensor, "B L *V"]:
-        """Return guided logits of all tokens, each given the true tokens before it, or a function of them."""
-        if tokens.shape[1] != len(self.units):  # weights do not depend on the grid, so no other check would notice
+        """Return guided logits of all tokens, each given the true tokens before it, or a function of them.
+
+        If there is a `count`, the tokens and the logits are the first `count`.
+        """
+        if tokens.shape[1] != len(
+            self.units[:count]
+        ):  # weights do not depend on the grid, so no other check would notice
             side = self.tokenizer.config.grid_size
             raise UserError(
                 f"grid_size: the model draws {side}×{side} tokens per image, but {tokens.shape[1]} are given; "
@@ -216,7 +223,7 @@ class LlamaGen(nn.Module):
         read = tokens[:, :-1]
         if strengths is None:
             return self.network(condition, read, mask, reduction=reduction)
-        strength = torch.tensor(strengths, device=tokens.device)[:, None]
+        strength = torch.tensor(strengths[:count], device=tokens.device)[:, None]
         return self.network(condition, read.repeat(2, 1), mask, strength, reduction=reduction)
 
     def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:

@@ -41,6 +41,7 @@ class VAR(nn.Module):
     """
 
     reduces_logits = True
+    scores_prefixes = True
 
     def __init__(self, config: VARConfig, tokenizer: MultiScaleVQVAE, card: Card | None = None):
         super().__init__()
@@ -98,16 +99,23 @@ class VAR(nn.Module):
         tokens: Int[Tensor, "B L"],
         settings: Settings = PLAIN,
         reduction: Reduction | None = None,
+        count: int | None = None,
     ) -> Float[Tensor, "B L *V"]:
-        """Return guided logits of all scales, given the true tokens of the coarser scales, or a function of them."""
-        check_tokens(tokens, self.units)
+        """Return guided logits of all scales, given the true tokens of the coarser scales, or a function of them.
+
+        If there is a `count`, the tokens and the logits are those of the first `count` scales.
+        """
+        units = self.units[:count]
+        check_tokens(tokens, units)
         strengths = self._strengths(settings)
         labels = self._rows(inputs, strengths)
-        codes = self._codes(tokens)
-        codes = codes.repeat(len(labels) // len(codes), 1, 1)
+        codes = self._codes(tokens, count)
+        if codes is not None:
+            codes = codes.repeat(len(labels) // len(codes), 1, 1)
         strength = None
         if strengths is not None:
-            strength = torch.tensor(strengths, device=codes.device)[self.network.levels, None]
+            levels = self.network.levels[: sum(units)]
+            strength = torch.tensor(strengths, device=tokens.device)[levels, None]
         return self.network(labels, codes, strength=strength, reduction=reduction)
 
     def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
@@ -178,12 +186,13 @@ class VAR(nn.Module):
             labels = labels.masked_fill(classes.null, null_class)
         return labels if strengths is None else torch.cat([labels, torch.full_like(labels, null_class)])
 
-    def _codes(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B T Z"]:
-        """Return the teacher-forcing input: for each scale except the first, the feature map so far at its side."""
+    def _codes(self, tokens: Int[Tensor, "B L"], count: int | None = None) -> Float[Tensor, "B T Z"] | None:
+        """Return the teacher-forcing input: for each of `count` scales except the first, the feature map so far at its
+        side. None if there is only the first."""
         quantizer = self.tokenizer.quantizer
         features, inputs = None, []
-        for scale, unit in enumerate(tokens.split(self.units, dim=1)[:-1]):
+        for scale, unit in enumerate(tokens.split(self.units[:count], dim=1)[:-1]):
             added = quantizer.upsample(scale, quantizer.embed(unit))
             features = added if features is None else features + added
             inputs.append(quantizer.downsample(scale + 1, features).flatten(2).transpose(1, 2))
-        return torch.cat(inputs, dim=1)
+        return torch.cat(inputs, dim=1) if inputs else None

@@ -6,6 +6,7 @@ released weights load. Comments in the code note the two exceptions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.shared import check_sizes
 from sfumato.nn.attention import KeyValueCache
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
@@ -42,6 +44,7 @@ class VARConfig:
     """epsilon of the layer norms"""
 
     def __post_init__(self):
+        check_sizes(self)
         if self.width % self.num_heads:
             raise UserError(f"num_heads: {self.num_heads} does not divide the width {self.width}; give a divisor")
 
@@ -221,11 +224,15 @@ class VARTransformer(nn.Module):
     def _place(self, span: slice) -> Float[Tensor, "T C"]:
         return self.positions[span] + self.level_embedding(self.levels[span])
 
-    def spans(self) -> list[Span]:
-        """Return one span for each of the two finest scales (most of the tokens) and one masked span for the others."""
-        coarse = sum(self.units[:-2])
+    def spans(self, length: int | None = None) -> list[Span]:
+        """Return one span for each of the two finest scales (most of the tokens) and one masked span for the others.
+
+        If there is a `length`, the scales are the first ones with this number of tokens.
+        """
+        units = [unit for unit, end in zip(self.units, accumulate(self.units), strict=True) if end <= (length or end)]
+        coarse = sum(units[:-2])
         spans = [Span(0, coarse, self.mask[:coarse, :coarse])] if coarse else []
-        for unit in self.units[-2:]:
+        for unit in units[-2:]:
             start = spans[-1].end if spans else 0
             spans.append(Span(start, start + unit))
         return spans
@@ -264,7 +271,7 @@ class VARTransformer(nn.Module):
             labels: class of each row.
             codes: inputs of T positions, one for each position of the scales after the first; None for the first
                 scale, whose input is the class.
-            caches: without caches, `codes` are those of all scales, and the logits are those of all scales,
+            caches: without caches, `codes` are those of all scales or of the first ones, and so are the logits,
                 teacher-forced. With caches, they are those of the next scale alone.
             strength: strength of guidance; if given, the second half of the rows must be unconditional.
             reduction: function of the logits to return instead of them.
@@ -281,7 +288,7 @@ class VARTransformer(nn.Module):
         shared = None
         if self.shared_modulation is not None:
             shared = self.shared_modulation(F.silu(embedding)).unflatten(1, (6, -1))
-        spans = self.spans() if caches is None else ()
+        spans = self.spans(x.shape[1]) if caches is None else ()
         for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
             x = block(x, embedding, shared, spans, cache)
         return self._classify(x, embedding, strength, reduction)

@@ -1,0 +1,115 @@
+"""Objectives that learn from the first units only."""
+
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from errors import bad_input
+from golden_data import golden_llamagen, golden_var, llamagen_request
+from rich.console import Console
+from run_folders import metrics_of
+from tiny import tiny_config, tiny_llamagen, tiny_request, tiny_var, trainer_of
+
+from sfumato.errors import UserError
+from sfumato.families.library import save_model
+from sfumato.objectives import GRPO, PrefixGRPO
+from sfumato.policy import Policy
+from sfumato.settings import Settings
+from sfumato.testing import class_request
+from sfumato.training.train import learned_units, train
+
+SETTINGS = [Settings(temperature=0.7), Settings(guidance=1.5, temperature=0.7), Settings(guidance=2.0, top_k=5)]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("positions", [0, 3])
+@pytest.mark.parametrize("variant", ["a", "b"])
+@torch.no_grad()
+def test_var_scores_first_scales_as_in_the_whole(variant: str, settings: Settings, positions: int):
+    policy = Policy(golden_var(variant), settings, positions)
+    rollout = policy.sample(class_request([0, 3, 9]), torch.tensor([5, 6, 7]))
+    whole = policy.log_probs(rollout.request, rollout.tokens)
+    for count in range(1, len(rollout.units) + 1):
+        part = rollout.prefix(count)
+        log_probs = policy.log_probs(part.request, part.tokens, part.units)
+        assert log_probs.shape[1] == sum(policy.generator.units[:count])
+        torch.testing.assert_close(log_probs, whole[:, : log_probs.shape[1]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(("variant", "interval"), [("c2i", -1), ("t2i", 4)])
+@torch.no_grad()
+def test_llamagen_scores_first_tokens_as_in_the_whole(variant: str, interval: int, settings: Settings):
+    policy = Policy(golden_llamagen(variant, interval), settings)
+    request = llamagen_request(variant)[torch.tensor([0, 2, 3])]
+    rollout = policy.sample(request, torch.tensor([5, 6, 7]))
+    whole = policy.log_probs(request, rollout.tokens)
+    for count in (1, 2, 7):
+        part = rollout.prefix(count)
+        log_probs = policy.log_probs(request, part.tokens, part.units)
+        torch.testing.assert_close(log_probs, whole[:, :count], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("generator", [tiny_var(), tiny_llamagen()], ids=["var", "llamagen"])
+def test_incomplete_images_are_still_refused(generator: Any):
+    assert generator.scores_prefixes
+    policy = Policy(generator)
+    tokens = policy.sample(tiny_request([0, 1]), torch.arange(2)).tokens
+    with pytest.raises(UserError, match="tokens"):
+        policy.log_probs(tiny_request([0, 1]), tokens[:, :-1])
+    with pytest.raises(UserError, match="tokens"):
+        policy.log_probs(tiny_request([0, 1]), tokens, policy.generator.units[:1])
+
+
+def test_the_update_is_that_of_a_loss_on_these_tokens(tmp_path: Path):
+    """The gradient equals that of GRPO on the whole images with the other tokens masked."""
+    save_model(tmp_path / "model", tiny_var())
+    config = tiny_config(tmp_path / "model", objective=PrefixGRPO(units=1, kl_weight=0.1))
+    trainer = trainer_of(config)
+    request = tiny_request([0] * 4 + [2] * 4)
+    batch, _ = trainer.collect(request)
+    first = trainer.engine.policy.generator.units[0]
+    assert batch.rollout.tokens.shape == (8, first)
+    assert batch.reference_log_probs is not None
+    assert batch.reference_log_probs.shape == (8, first)
+    whole, _ = trainer_of(tiny_config(tmp_path / "model", objective=GRPO(kl_weight=0.1))).collect(request)
+    assert torch.equal(whole.rollout.tokens[:, :first], batch.rollout.tokens)
+    assert torch.equal(whole.rewards, batch.rewards)  # of the whole images
+    policy, objective = trainer.engine.policy, config.objective
+    parameters = list(policy.generator.network.parameters())
+    credit = objective.credit(batch)
+    log_probs = policy.log_probs(request, batch.rollout.tokens, batch.rollout.units)
+    cut, _ = objective.loss(log_probs, batch, credit)
+    masked = policy.log_probs(request, whole.rollout.tokens)[:, :first]
+    naive, _ = GRPO(kl_weight=0.1).loss(masked, batch, credit)
+    gradients = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (cut, naive)]
+    for mine, theirs in zip(*gradients, strict=True):
+        expected = torch.zeros(()) if theirs is None else theirs
+        found = torch.zeros(()) if mine is None else mine
+        torch.testing.assert_close(found.sum(), expected.sum(), rtol=1e-4, atol=1e-7)
+        assert (found.abs().max() - expected.abs().max()).abs() < 1e-6
+
+
+def test_a_run_learns_from_the_first_scale(tiny_model: Path, tmp_path: Path):
+    config = tiny_config(tiny_model, objective=PrefixGRPO(units=1, kl_weight=0.1))
+    assert train(config, tmp_path / "run", console=Console(quiet=True))
+    lines = metrics_of(tmp_path / "run")
+    assert all(line["grad_norm"] > 0 and line["kl"] >= 0 for line in lines)
+    assert all(line["mismatch/mean"] < 1e-5 for line in lines)
+
+
+def test_units_that_a_model_does_not_have():
+    policy = Policy(tiny_var())
+    assert learned_units(GRPO(), policy) is None
+    assert learned_units(PrefixGRPO(units=2), policy) == 2
+    with bad_input("objective.units", "3", "2"):
+        learned_units(PrefixGRPO(units=3), policy)
+    with bad_input("objective.units", "0"):
+        PrefixGRPO(units=0)
+
+    whole = types.SimpleNamespace(card=policy.generator.card, units=(1, 4))
+    policy.generator = whole  # pyright: ignore[reportAttributeAccessIssue]
+    with bad_input("objective.units", "whole images"):
+        learned_units(PrefixGRPO(units=1), policy)
