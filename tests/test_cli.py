@@ -482,7 +482,7 @@ def test_options_of_sampling_matter(capsys: Capture, tiny_model: Path, tmp_path:
         (["--classes", "5"], "classes", ("5", "0 to 4")),
         (["--prompts", "a bee"], "prompts", ("--classes",)),
         (["--text-encoder", "word-vectors"], "text_encoder", ()),
-        (["--seed", "-1"], "seeds", ("-1",)),
+        (["--seed", "-1"], "seed", ("-1",)),
     ],
 )
 def test_wrong_sampling(capsys: Capture, tiny_model: Path, options: list[str], field: str, pieces: tuple[str, ...]):

@@ -38,7 +38,7 @@ run_dir: runs/mine
 steps: 7
 learning_rate: 1e-4   # YAML reads this as text
 precision: bf16
-engine: {compile: yes, lora_targets: [qkv, proj], max_grad_norm: 2}
+engine: {compile: yes, lora_rank: 4, lora_targets: [qkv, proj], max_grad_norm: 2}
 policy:
   guidance: [1, 2.5]
 objective: {name: gdpo, kl_weight: 0.3}
@@ -124,7 +124,7 @@ def test_the_config_of_a_run_of_version_0_1(tmp_path: Path):
         ("", ("config: {file} has no settings",)),
         ("steps: [1", ("config: {file}:1: not YAML",)),
         ("a: *b", ("config: {file}:1: not YAML", "alias")),
-        ("steps: !!python/object/apply:os.system [ls]", ("{file}:1: ", "--steps")),
+        ("steps: !!python/object/apply:os.system [ls]", ("{file}:1: ", "steps: ")),
         ("[" * 5000, ("config: {file}", "not YAML")),
     ],
 )

@@ -17,7 +17,7 @@ from rich.console import Console
 from tiny import tiny_config
 
 from sfumato.cli.main import main
-from sfumato.data.pictures import COLUMNS, grid, save_png, tiles
+from sfumato.data.pictures import COLUMNS, grid, save_picture, tiles
 from sfumato.evaluation.measurement import Figure
 from sfumato.evaluation.tables import to_json
 from sfumato.report.folders import MAX_MOMENTS, MAX_POINTS
@@ -126,7 +126,7 @@ def test_large_pictures_are_made_smaller(tmp_path: Path):
     run = write_run(tmp_path / "run")
     noise = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for path in (run / "samples").iterdir():
-        save_png(grid(torch.nn.functional.interpolate(noise, size=256, mode="bicubic"), COLUMNS), path)
+        save_picture(grid(torch.nn.functional.interpolate(noise, size=256, mode="bicubic"), COLUMNS), path)
     images = report(run)["runs"][0]["moments"][0]["images"]
     assert all(pixels(address).shape == (192, 192, 3) for address in images)
     assert sum(map(len, images)) / 16 < 10_000

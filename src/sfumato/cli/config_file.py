@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,15 @@ class ConfigFile:
         # Another objective has other settings, which the command line checks.
         names = {*known, *(name for name in self.settings if name.startswith("objective")), *OTHERS}
         short = {name.rpartition(".")[2] for name in known if not name.startswith("objective")}
+        single = single_valued(config)
         for setting in self.settings.values():
             with self.located(setting):
                 if setting.name in ("policy", "engine"):
                     raise UserError(f"{setting.name}: this is a section; give its settings below it, indented")
                 if setting.name not in short:
                     check_known("setting", setting.name, names)
+                if setting.name in single and not isinstance(setting.node, yaml.ScalarNode):
+                    raise UserError(f"{setting.name}: a list or a section is given; give one value")
                 if setting.name not in OTHERS:
                     arguments += setting.arguments(isinstance(known.get(setting.name), bool))
         return arguments
@@ -173,6 +176,18 @@ def read_config_file(path: Path) -> ConfigFile:
     if "labels_per_step" in file.settings:
         return ConfigFile(path, {}, from_json(json.loads(text)))
     return file
+
+
+def single_valued(config: TrainConfig) -> set[str]:
+    """Return the names, with and without the section, of the settings that take neither a list nor pairs."""
+    parts = {"": config, "policy.": config.policy, "engine.": config.engine}
+    names = {
+        f"{section}{field.name}"
+        for section, part in parts.items()
+        for field in fields(part)
+        if not re.search("tuple|dict", str(field.type))
+    }
+    return names | {name.rpartition(".")[2] for name in names}
 
 
 def settings_in(root: yaml.MappingNode, section: str = "") -> Iterator[Setting]:

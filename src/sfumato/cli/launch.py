@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sfumato.cli.listing import check_known
 from sfumato.engine.cause import BAD_INPUT, BUG, FINISHED, INTERRUPTED
+from sfumato.engine.engine_config import at_least
 from sfumato.errors import UserError
 from sfumato.recipes import TRAIN_RECIPES
 
@@ -77,7 +78,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")  # noqa: T201
         return lambda: FINISHED
-    from torch.distributed.run import parse_args
+    from torch.distributed.run import determine_local_world_size, parse_args, parse_min_max_nnodes
 
     complaint = io.StringIO()
     try:
@@ -86,6 +87,16 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     except SystemExit:
         problem = complaint.getvalue().strip().rpartition("error: ")[2]
         raise UserError(f"launch: {problem}; see sfumato launch --help") from None
+    counts = {"nproc_per_node": determine_local_world_size, "nnodes": lambda text: min(parse_min_max_nnodes(text))}
+    for name, count in counts.items():
+        try:
+            at_least(name, count(getattr(options, name)), 1)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{name}: {getattr(options, name)!r} is no number of them ({error}); give 1 or more"
+            ) from None
     command, rest = options.training_script, options.training_script_args
     if command != "train":
         raise UserError(f"launch: {command!r} runs in one process; launch train")

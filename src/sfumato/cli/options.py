@@ -20,12 +20,6 @@ T = TypeVar("T")
 @CONSTRUCTORS.primitive_rule
 def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, float]] | None:
     """Parse rewards as names and weights, which replace the recipe's; tyro would only allow the recipe's own names."""
-
-    def parse_pairs(arguments: list[str]) -> dict[str, float]:
-        if len(arguments) % 2:
-            raise ValueError(f"{' '.join(arguments)} are not pairs of a name and a weight")
-        return {name: float(weight) for name, weight in zip(arguments[::2], arguments[1::2], strict=True)}
-
     if info.type != dict[str, float]:
         return None
     return PrimitiveConstructorSpec(
@@ -35,6 +29,13 @@ def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda weights: [str(part) for pair in weights.items() for part in pair],
     )
+
+
+def parse_pairs(arguments: list[str]) -> dict[str, float]:
+    """Return names and weights; the error for anything else becomes one of the option."""
+    if len(arguments) % 2:
+        raise ValueError(f"{' '.join(arguments)} are not pairs of a name and a weight")
+    return {name: float(weight) for name, weight in zip(arguments[::2], arguments[1::2], strict=True)}
 
 
 def parse_options(

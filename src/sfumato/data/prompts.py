@@ -124,19 +124,18 @@ def _read_jsonl(path: Path, text: str) -> Items:
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise UserError(
-                    f"prompts: {path}, line {number}: this is not valid JSON ({error.msg}); write one object per line"
+                    f"prompts: {path}, line {number}: this is not valid JSON ({error}); write one object per line"
                 ) from error
 
 
 def _read_json(path: Path, text: str) -> Items:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"prompts: {path}, line {error.lineno}: this is not valid JSON ({error.msg}); fix it"
-        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"prompts: {path}, line {line}: this is not valid JSON ({error}); fix it") from error
     items = content.get("annotations") if isinstance(content, dict) else content
     if not isinstance(items, list):
         raise UserError(f'prompts: {path} has no list of captions; give a list, or {{"annotations": [...]}}')

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sfumato.errors import UserError
+from sfumato.families.weight_files import fault_of
 from sfumato.files import write_atomically
 
 
@@ -37,8 +38,7 @@ def load_state(path: Path) -> dict:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint: {path} does not exist; there is nothing to resume") from error
     except Exception as error:  # a damaged pickle can raise anything; the cause is kept
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint: {path} is damaged ({reason}); delete it to resume without it") from error
+        raise UserError(f"checkpoint: {path} is damaged ({fault_of(error)}); delete it to resume without it") from error
 
 
 class ShardWriter:

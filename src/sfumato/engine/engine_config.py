@@ -1,5 +1,6 @@
 """Settings for updating the parameters."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,9 @@ class EngineConfig:
         for name in ("learning_rate", "max_grad_norm", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: {getattr(self, name)} is not positive; give a number above 0")
+        for name in ("learning_rate", "final_learning_rate", "weight_decay"):
+            if math.isinf(getattr(self, name)):
+                raise UserError(f"{name}: {getattr(self, name)} is not finite; give a number, such as 1e-4")
         at_least("micro_batch_size", self.micro_batch_size, 1)
         for name in ("warmup_steps", "weight_decay", "final_learning_rate", "activation_checkpointing"):
             at_least(name, getattr(self, name), 0)
@@ -72,12 +76,23 @@ class EngineConfig:
             at_least(name, getattr(self, name), 0)
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay: {self.ema_decay} is not from 0 to 1; 0.999 averages about 1000 updates")
+        if self.lora_targets and not self.lora_rank:
+            raise UserError(f"lora_targets: {' '.join(self.lora_targets)} get no adapters; set lora_rank too")
         if self.offload_reference and (self.sharding != "none" or self.lora_rank):
             reason = f"sharding {self.sharding} divides it" if self.sharding != "none" else "adapters need none"
             raise UserError(f"offload_reference: the reference cannot be moved, because {reason}; leave it off")
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
-    """Raise a UserError that names the field if the value is below the minimum or NaN."""
+    """Raise a UserError that names the field if the value is below the minimum, NaN, or no number."""
+    if not isinstance(value, int | float):  # from a file that a person has edited
+        raise UserError(f"{name}: {value!r} is not a number; give one of at least {minimum}")
     if not value >= minimum:
         raise UserError(f"{name}: {value} is too small; give at least {minimum}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a UserError if a seed is negative, or too large to count upwards from it in 64 bits."""
+    at_least("seed", seed, 0)
+    if seed >= 2**62:
+        raise UserError(f"seed: {seed} is too large; give a number below 2**62")

@@ -144,7 +144,9 @@ def check_device(field: str, device: str) -> torch.device:
         UserError: the device is not available.
     """
     try:
-        return torch.empty(1, device=torch.device(device)).device  # of "cuda", the current GPU with its number
+        ready = torch.empty(1, device=torch.device(device))
+        ready.cpu()  # the device meta holds no data
+        return ready.device  # of "cuda", the current GPU with its number
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{field}: {device!r} is not available ({reason}); use auto or cpu") from error

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.families.adapters import Adapter
+from sfumato.families.weight_files import check_is_weights
 from sfumato.files import write_text
 from sfumato.policy import Card, Generator
 from sfumato.settings import Settings
@@ -25,6 +27,24 @@ from sfumato.settings import Settings
 Shape = TypeVar("Shape")
 PARTS = ("transformer", "tokenizer")
 """Names of the weight files, without extension: the network and the tokenizer."""
+
+
+@contextmanager
+def described_in(folder: Path) -> Iterator[None]:
+    """Turn the errors of a block that builds what a model folder's `config.json` describes into errors of this file.
+
+    Raises:
+        UserError: a value is missing, unknown, of the wrong type or out of range.
+    """
+    try:
+        yield
+    except (UserError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError) and error.field == "model":  # it names the file at fault itself
+            raise
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"model: {folder}/config.json does not describe a generator ({reason}); copy it again"
+        ) from error
 
 
 def shape_from(kind: type[Shape], values: Mapping[str, Any]) -> Shape:
@@ -92,6 +112,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing or damaged.
     """
     try:
+        check_is_weights(path, "model")
         return {name: cast(tensor, torch.float32) for name, tensor in safetensors.torch.load_file(path).items()}
     except (OSError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -161,7 +182,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         return dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"model: {folder}/config.json cannot be read ({error}); copy it again") from error
 
 

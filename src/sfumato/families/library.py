@@ -20,6 +20,7 @@ from sfumato.families.adapters import Adapter, merged, write_peft
 from sfumato.families.family import Family, Release
 from sfumato.families.folder import (
     card_from,
+    described_in,
     load_weights,
     read_config,
     read_shards,
@@ -29,8 +30,8 @@ from sfumato.families.folder import (
 )
 from sfumato.families.published import StateDict
 from sfumato.families.weight_files import read_state_dict
-from sfumato.files import step_folders, write_atomically
-from sfumato.plugins import is_path, load_object
+from sfumato.files import check_writable, step_folders, write_atomically
+from sfumato.plugins import describe, is_path, load_object
 from sfumato.policy import Card, Generator, Policy
 from sfumato.settings import PerUnit
 from sfumato.text.reader import ReadsCaptions
@@ -57,10 +58,29 @@ def find_family(name: str) -> Family:
         return entry.load()
     if is_path(name):
         # The file runs only to build: saving a checkpoint must not run it again, whatever it has become since.
-        return Family(name=name, build=lambda shape: load_object("model", name)())
+        return Family(name=name, build=lambda shape: _build_own(name))
     raise UserError(
         f"model: unknown family {name!r}; give one of {', '.join(FAMILIES)}, or install the package that provides it"
     )
+
+
+def _build_own(name: str) -> Generator:
+    """Call the `build` function of a user's file.
+
+    Raises:
+        UserError: it fails, or returns no generator.
+    """
+    build = load_object("model", name)
+    try:
+        generator = build()
+    except UserError:
+        raise
+    except Exception as error:  # a user's code may raise anything; the cause is kept
+        raise UserError(f"model: {name} failed: {describe(error)}") from error
+    missing = [member for member in ("card", "network", "tokenizer", "units") if not hasattr(generator, member)]
+    if missing:
+        raise UserError(f"model: {name} returned a {type(generator).__name__} without {missing[0]}; return a generator")
+    return generator
 
 
 def family_of_shape(shape: object) -> Family:
@@ -286,8 +306,9 @@ def load_model(folder: Path, *, averaged: bool = False) -> Generator:
     """
     config = _read_generator(folder)
     family = find_family(config["family"])
-    generator = family.build(config)
-    generator.card = card_from(config)
+    with described_in(folder):
+        generator = family.build(config)
+        generator.card = card_from(config)
     file = folder / "tokenizer.safetensors"
     load_weights(generator.tokenizer, read_tensors(file), file)
     file = folder / "transformer.safetensors"
@@ -353,7 +374,10 @@ def read_card(name_or_path: str) -> Card:
         return release.card(family.name)
     if is_path(name_or_path):
         return find_family(name_or_path).build({}).card
-    return card_from(_read_generator(locate(name_or_path)))
+    folder = locate(name_or_path)
+    config = _read_generator(folder)
+    with described_in(folder):
+        return card_from(config)
 
 
 def export(name_or_path: str, folder: Path, file_format: str = "pth", weights: str | None = None) -> list[Path]:
@@ -376,6 +400,7 @@ def export(name_or_path: str, folder: Path, file_format: str = "pth", weights: s
         raise UserError(
             f"model: {name_or_path} is already in its published format; give a run folder or a model of your own"
         )
+    check_writable("out", folder)
     model, averaged = locate(name_or_path), weights == AVERAGE
     if file_format == "peft":
         return _export_adapters(model, folder, averaged)

@@ -108,7 +108,12 @@ def _read(path: Path, field: str) -> object:
     return tensors
 
 
-def _read_file(path: Path, field: str) -> object:
+def check_is_weights(path: Path, field: str) -> bytes:
+    """Check that a file is not empty, nor what people often have in place of weights; return its first bytes.
+
+    Raises:
+        UserError: it is; the message begins with `field` and says how to get the weights.
+    """
     with path.open("rb") as file:
         start = file.read(512)
     text = start.lstrip().lower()
@@ -123,6 +128,11 @@ def _read_file(path: Path, field: str) -> object:
             f"{field}: {path} is a web page, not weights; download the file itself (on the Hub, the address has "
             "/resolve/ and not /blob/)"
         )
+    return start
+
+
+def _read_file(path: Path, field: str) -> object:
+    start = check_is_weights(path, field)
     try:
         if start[8:9] == b"{":  # after the length of the header
             return safetensors.torch.load_file(path)
@@ -136,9 +146,21 @@ def _read_file(path: Path, field: str) -> object:
                 f"{field}: {path} contains {foreign[1]}, which could run code and is not read; where the file comes "
                 "from, save the state dict alone with torch.save(model.state_dict(), FILE)"
             ) from error
-        unpickling = re.search(r"WeightsUnpickler error: (.*)", str(error))  # what is before advises unsafe loading
-        reason = unpickling[1] if unpickling else (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{field}: {path} cannot be read ({reason}); it may be truncated; download it again") from error
+        raise UserError(
+            f"{field}: {path} cannot be read ({fault_of(error)}); it may be truncated; download it again"
+        ) from error
+
+
+def fault_of(error: Exception) -> str:
+    """Return in one line why a file could not be unpickled with `weights_only=True`, without torch's advice to load it
+    unsafely."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign:
+        return f"it contains {foreign[1]}, which could run code"
+    unpickling = re.search(r"WeightsUnpickler error: *(.*)", str(error))
+    if unpickling:
+        return unpickling[1] or "it is no PyTorch file"
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
 
 def _state_dicts(content: object, name: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sfumato.errors import UserError
 from sfumato.evaluation.runner import label
-from sfumato.files import finite, write_text
+from sfumato.files import check_writable, finite, write_text
 from sfumato.report.folders import Row, check_distinct, differences, read_evaluation, read_run
 from sfumato.report.stages import is_pretraining, read_pretraining
 
@@ -82,12 +82,13 @@ def check_out(out: Path) -> None:
     """Refuse to overwrite anything but a report.
 
     Raises:
-        UserError: the path is a folder, or a file that is not a report.
+        UserError: the path is a folder, a file that is not a report, or in a folder that is not writable.
     """
     if out.is_dir():
         raise UserError(f"out: {out} is a folder; name a file")
     if out.exists() and MARK.encode() not in out.read_bytes()[:1000]:
         raise UserError(f"out: {out} exists and is not a report of Sfumato; choose another --out")
+    check_writable("out", out.parent)
 
 
 def page(data: Row) -> str:

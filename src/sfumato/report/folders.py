@@ -121,7 +121,7 @@ def read_starts(folder: Path, notes: list[str]) -> list[Row]:
     path = folder / "run.json"
     try:
         starts = json.loads(path.read_text("utf-8")) if path.is_file() else []
-    except ValueError:
+    except (ValueError, RecursionError):
         starts = None
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         notes.append("run.json is broken and left out.")
@@ -220,7 +220,7 @@ def read_object(path: Path) -> Row:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"run: {path} is not JSON ({error}); fix it or leave the folder out") from error
     if not isinstance(content, dict):
         raise UserError(f"run: {path} does not contain a JSON object; fix it or leave the folder out")

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from sfumato.data.classes import ClassSampler, WordsSampler
-from sfumato.naming import find_classes
 from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_prompts
 from sfumato.errors import UserError
+from sfumato.naming import find_classes
 from sfumato.policy import Generator
 from sfumato.text.reader import ReadsCaptions
 from sfumato.training.train_config import TrainConfig

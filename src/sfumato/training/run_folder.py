@@ -35,9 +35,9 @@ def read_run_config(path: Path) -> TrainConfig:
     file = path / "config.json"
     try:
         return from_json(json.loads(file.read_text()))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"resume: {path} has no config.json; give the folder of a run") from error
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, TypeError, KeyError) as error:
         raise UserError(f"resume: {file} is not that of a training run ({error}); give the folder of a run") from error
 
 

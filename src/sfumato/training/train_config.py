@@ -1,12 +1,13 @@
 """Settings of a training run."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sfumato.engine.engine_config import EngineConfig, at_least
+from sfumato.engine.engine_config import EngineConfig, at_least, check_seed
 from sfumato.errors import UserError
 from sfumato.objectives import GRPO, Objective, find_objective, name_of
 from sfumato.settings import Settings
@@ -104,12 +105,13 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("sample_every", "save_every", "keep_checkpoints", "held_out_every"):
             at_least(name, getattr(self, name), 1)
-        for name in ("seed", "eval_images"):
-            at_least(name, getattr(self, name), 0)
+        at_least("eval_images", self.eval_images, 0)
+        check_seed(self.seed)
         self.engine.validate()
         for name in self.track:
             find_tracker(name)
-        at_least("score_guidance", self.score_guidance or 0, 0)
+        if not 0 <= (self.score_guidance or 0) < math.inf:
+            raise UserError(f"score_guidance: {self.score_guidance} is out of range; give 0 or more")
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:
             raise UserError(f"max_unscored: {self.max_unscored} is not a share; give a number from 0 to 1")

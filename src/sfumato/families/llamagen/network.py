@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.shared import check_sizes
 from sfumato.nn.attention import KeyValueCache, Slot
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
@@ -50,6 +51,7 @@ class LlamaGenConfig:
     """epsilon of the RMS norms"""
 
     def __post_init__(self):
+        check_sizes(self, may_be_zero=("num_classes", "caption_width", "num_caption_tokens", "num_kv_heads"))
         if self.width % self.num_heads or self.width // self.num_heads % 4:
             raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 4")
         if self.num_heads % self.kv_heads:

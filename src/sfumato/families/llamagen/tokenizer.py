@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.families.shared import check_tokenizer_sizes
 from sfumato.nn.autoencoder import Decoder, Encoder, downsampling, images_at_once, in_slices
 
 
@@ -33,6 +34,9 @@ class VQConfig:
     network"""
     norm_groups: int = 32
     """number of groups in each group norm"""
+
+    def __post_init__(self):
+        check_tokenizer_sizes(self)
 
     @property
     def downsampling(self) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.families.shared import check_tokenizer_sizes
 from sfumato.nn.autoencoder import Decoder, Encoder, downsampling, images_at_once, in_slices
 
 
@@ -41,6 +42,9 @@ class VQVAEConfig:
     """number of residual "phi" convolutions, distributed over the scales"""
     phi_ratio: float = 0.5
     """weight of the convolution in phi; the identity has weight 1 - phi_ratio"""
+
+    def __post_init__(self):
+        check_tokenizer_sizes(self)
 
     @property
     def downsampling(self) -> int:
