@@ -104,7 +104,7 @@ def test_help_of_a_recipe_lists_the_settings(capsys: Capture):
         (["train", "emoji-drak"], "recipe", ("'emoji-drak'", "did you mean emoji-dark")),
         (["pretrain", "nothing"], "recipe", ("'nothing'", "emoji-var")),
         (["train", "emoji-dark", "--group-sise", "4"], "", ("--group-sise, 4", "did you mean --group-size?")),
-        (["train", "emoji-dark", "--objective"], "", ("--objective", "--objective.clip or ", "report-kl?")),
+        (["train", "emoji-dark", "--objective"], "", ("--objective", "--objective.clip or ", "objective.kl?")),
         (["train", "emoji-dark", "--steps", "many"], "", ("--steps", "'many'")),
         (["train", "emoji-dark", "--precision", "fp16"], "", ("'--precision'", "('fp32', 'bf16')")),
         (["train", "emoji-dark", "--reward", "brightness"], "", ("--reward: brightness",)),
