@@ -10,7 +10,7 @@ from errors import bad_input
 from sfumato.cli.main import main
 from sfumato.cli.plan import parse as parse_plan
 from sfumato.cli.train import Train, parse
-from sfumato.objectives import GDPO
+from sfumato.objectives import GDPO, PrefixGRPO
 from sfumato.recipes import TRAIN_RECIPES
 from sfumato.training.train_config import to_json
 
@@ -144,6 +144,14 @@ def test_a_setting_that_an_option_replaces_does_not_count(tmp_path: Path):
     assert parsed("--config", file, "--steps=3").config.steps == 3
     with bad_input("steps", "0"):
         parsed("--config", file, "--steps", "0")
+
+
+def test_another_objective_takes_over_the_options_that_it_has(tmp_path: Path):
+    file = written(tmp_path, "recipe: emoji-dark\nobjective: {name: prefix-grpo, units: 3, kl_weight: 0.3}")
+    assert parsed("--config", file).config.objective == PrefixGRPO(clip=0.2, kl_weight=0.3, units=3)
+    assert parsed("--config", file, "--objective", "gdpo").config.objective == GDPO(clip=0.2, kl_weight=0.3)
+    changed = parsed("--config", file, "--objective.units", "2").config.objective
+    assert changed == PrefixGRPO(clip=0.2, kl_weight=0.3, units=2)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path):

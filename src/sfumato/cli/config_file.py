@@ -1,5 +1,6 @@
 """Settings of a run from a YAML file, or from the `config.json` of a run folder, and as YAML."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 import yaml
 
 from sfumato.cli.listing import check_known
+from sfumato.cli.options import take_option
 from sfumato.errors import UserError
+from sfumato.objectives import find_objective
 from sfumato.training.run_folder import flat
 from sfumato.training.train_config import TrainConfig, from_json, to_json
 
@@ -83,13 +86,18 @@ class ConfigFile:
     """all settings, if the file is the `config.json` of a run of version 0.1"""
 
     def without(self, arguments: list[str]) -> "ConfigFile":
-        """Return the file without the settings that arguments of the command line replace."""
+        """Return the file without the settings that arguments of the command line replace. If they name an objective,
+        options that only another one has are left out too."""
         given = {argument.partition("=")[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
         kept = {
             name: setting
             for name, setting in self.settings.items()
             if not given & {f"--{setting.option}", f"--{setting.negation}"}
         }
+        objective, _ = take_option("objective", "", arguments)
+        if objective:
+            options = {f"objective.{field.name}" for field in dataclasses.fields(find_objective(objective))}
+            kept = {n: s for n, s in kept.items() if not n.startswith("objective.") or n in options}
         return replace(self, settings=kept)
 
     def text(self, name: str) -> str | None:
