@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ install_import_hook("sfumato", "typechecker.check")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests must not use the network
 torch.set_num_threads(1)  # the models are tiny; more threads would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def contacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the servers of earlier tests: one of this test may have the port of one that has answered, and a server
+    that was there is waited for."""
+    endpoint = sys.modules.get("sfumato.rewards.endpoint")
+    if endpoint is not None:
+        monkeypatch.setattr(endpoint, "CONTACTS", endpoint.Contacts())
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,16 @@ class Words:
         return replace(self, labels=self.labels.to(device))
 
 
+def join_words(first: Words, second: Words) -> Words:
+    """Return the words of both."""
+    return Words(
+        names=first.names + second.names,
+        labels=torch.cat([first.labels, second.labels]),
+        captions=first.captions + second.captions,
+        metadata=first.metadata + second.metadata,
+    )
+
+
 @runtime_checkable
 class Inputs(Protocol):
     """Inputs of a family's network for B images."""

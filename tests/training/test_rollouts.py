@@ -1,5 +1,6 @@
 """Batches of a step: rewards of the images, credit, images without a score, scoring in parallel with sampling."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from errors import bad_input
 from tiny import tiny_config, tiny_request, trainer_of
 
+from sfumato.engine.timing import PhaseTimer
 from sfumato.objectives import GDPO, GRPO
+from sfumato.objectives.advantages import group_advantages
 
 REQUEST = tiny_request([0, 3]).repeat(4)
 
@@ -77,3 +80,37 @@ def test_a_reward_that_fails_beside_sampling_is_named(tiny_model: Path, tmp_path
     config = tiny_config(tiny_model, overlap_rewards=True, reward={f"{tmp_path}/r.py:broken": 1.0})
     with bad_input("reward", "r.py:broken", "no route"):
         trainer_of(config).collect(REQUEST)
+
+
+DULL = """
+def dull(images, words):
+    scores = images.mean((1, 2, 3))
+    return scores.where(words.labels.to(scores.device) > 2, 0.5)  # of the first three classes, all score alike
+"""
+
+
+def test_equal_groups_are_drawn_again(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "r.py").write_text(DULL)
+    config = tiny_config(tiny_model, reward={f"{tmp_path}/r.py:dull": 1.0}, groups_per_step=6, minibatch_size=24)
+    batches = {}
+    for redraws in (0, 1, 20):
+        trainer = trainer_of(replace(config, redraws=redraws))
+        batches[redraws] = trainer.rollouts.next(torch.Generator().manual_seed(0), PhaseTimer(torch.device("cpu")))
+    equal = {count: group_advantages(batch.rewards, 4)[1] for count, batch in batches.items()}
+    assert equal[0].sum() > equal[1].sum() > equal[20].sum() == 0
+    first, last = batches[0], batches[20]
+    kept = ~equal[0].repeat_interleave(4)
+    assert torch.equal(last.rollout.tokens[kept], first.rollout.tokens[kept])
+    assert last.metrics["redrawn_groups"] >= equal[0].sum() > 0
+    assert batches[1].metrics["redrawn_groups"] == equal[0].sum()
+    assert "redrawn_groups" not in first.metrics
+    assert last.metrics["reward_mean"] == first.metrics["reward_mean"]  # of what the policy draws
+    # Words, tokens, rewards and log-probabilities belong together.
+    policy, request = trainer.policy, last.rollout.request
+    log_probs = policy.log_probs(request, last.rollout.tokens)
+    torch.testing.assert_close(log_probs, last.rollout.log_probs, rtol=0, atol=1e-4)
+    assert last.reference_log_probs is not None
+    torch.testing.assert_close(log_probs, last.reference_log_probs, rtol=0, atol=1e-4)  # before the first update
+    total, _ = trainer.rollouts.reward(policy.decode(last.rollout.tokens), request.words)
+    torch.testing.assert_close(total, last.rewards, rtol=0, atol=1e-5)
+    assert all(len(set(group)) == 1 for group in request.words.labels.unflatten(0, (-1, 4)).tolist())

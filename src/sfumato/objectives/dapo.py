@@ -14,8 +14,8 @@ from sfumato.rollout import Batch
 @dataclass(frozen=True, kw_only=True)
 class DAPO:
     """DAPO: the ratio may rise further than it may fall, so that unlikely tokens can become likely; no KL. Its mean
-    over all tokens is that of GRPO here, since all images have the same number of tokens. Groups with equal rewards are
-    skipped, not drawn again."""
+    over all tokens is that of GRPO here, since all images have the same number of tokens. Dynamic sampling is
+    `--redraws`."""
 
     clip: float = 0.2
     """epsilon low: the ratio is clipped from below at 1 - epsilon"""

@@ -1,5 +1,6 @@
 """Rollouts that the training processes draw themselves, between updates."""
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from sfumato.engine.engine import Engine
 from sfumato.engine.process import Process
 from sfumato.engine.streams import submit_beside
 from sfumato.engine.timing import PhaseTimer
+from sfumato.objectives.advantages import group_advantages
 from sfumato.policy import Policy
-from sfumato.request import Request
+from sfumato.request import Request, join_words
 from sfumato.rewards import WeightedSum
 from sfumato.rewards.base import statistics
 from sfumato.rollout import Batch, Rollout, concatenate
@@ -49,20 +51,68 @@ class InlineRollouts:
     """whether to replace the log-probabilities of drawing by those of scoring"""
     overlap: bool = False
     """whether to score one part while the next is drawn"""
+    redraws: int = 0
+    """how often groups with equal rewards are drawn again"""
     learned_units: int | None = None
     """number of first units that the objective learns from; the tokens of the others are forgotten; None for all"""
 
     def next(self, rng: torch.Generator, timer: PhaseTimer) -> Batch:
         """Draw, decode and score a batch, and score its tokens with the reference if the objective needs one.
 
+        Groups with equal rewards, which teach nothing, are drawn again up to `redraws` times (dynamic sampling, DAPO,
+        arXiv 2503.14476, section 3.2).
+
         Raises:
             UserError: a reward failed on any process, or left too many images without a score. All processes raise it.
         """
-        words = self.sampler.next(self.groups, rng).repeat(self.group_size)
+        batch, redrawn = self._draw(self.groups, rng, timer), 0
+        for _ in range(self.redraws):
+            _, equal = group_advantages(batch.rewards, self.group_size)
+            places = equal.nonzero()[:, 0].tolist()
+            if not places:
+                break
+            # Rounded up so that the processes share the images equally; what is too many is dropped.
+            share = self.process.count // math.gcd(self.process.count, self.group_size)
+            fresh = self._draw(-(-len(places) // share) * share, rng, timer)
+            batch, redrawn = self._with_groups(batch, places, fresh), redrawn + len(places)
+        return replace(batch, metrics={**batch.metrics, "redrawn_groups": redrawn}) if self.redraws else batch
+
+    def _draw(self, groups: int, rng: torch.Generator, timer: PhaseTimer) -> Batch:
+        """Draw and score this number of groups."""
+        words = self.sampler.next(groups, rng).repeat(self.group_size)
         seeds = torch.randint(2**62, (len(words),), generator=rng)
         with self.process.together():
             request = self.engine.policy.request(words).to(self.process.device)
         return self.collect(request, seeds, timer)
+
+    def _with_groups(self, batch: Batch, places: list[int], fresh: Batch) -> Batch:
+        """Return a batch with the groups at these places replaced. Its metrics stay those of the first draw: groups
+        that are chosen by their rewards would say nothing about the policy."""
+        size, count = self.group_size, len(batch) // self.group_size
+        chosen = torch.arange(count)
+        chosen[places] = count + torch.arange(len(places))
+        index = (chosen[:, None] * size + torch.arange(size)).flatten()
+
+        def merged(first: Tensor, second: Tensor) -> Tensor:
+            return torch.cat([first, second])[index.to(first.device)]
+
+        words = join_words(batch.rollout.request.words, fresh.rollout.request.words)[index]
+        with self.process.together():
+            request = self.engine.policy.request(words).to(self.process.device)
+        tensors = {
+            name: merged(getattr(batch.rollout, name), getattr(fresh.rollout, name))
+            for name in ("tokens", "log_probs", "entropy")
+        }
+        reference = None
+        if batch.reference_log_probs is not None and fresh.reference_log_probs is not None:
+            reference = merged(batch.reference_log_probs, fresh.reference_log_probs)
+        return replace(
+            batch,
+            rollout=replace(batch.rollout, request=request, **tensors),
+            rewards=merged(batch.rewards, fresh.rewards),
+            scores={name: merged(scores, fresh.scores[name]) for name, scores in batch.scores.items()},
+            reference_log_probs=reference,
+        )
 
     @torch.no_grad()
     def collect(self, request: Request, seeds: Tensor, timer: PhaseTimer) -> Batch:

@@ -215,6 +215,7 @@ def build_rollouts(
         # With one update per step, the update takes the log-probabilities of its own pass.
         rescore=config.engine.recompute_log_probs and config.minibatch_size < config.images_per_step,
         overlap=config.overlap_rewards,
+        redraws=config.redraws,
         learned_units=learned_units(config.objective, engine.policy),
     )
 

@@ -69,6 +69,9 @@ class TrainConfig:
     """number of classes or captions per step"""
     group_size: int = 16
     """number of images per class or caption (G); they are compared with one another"""
+    redraws: int = 0
+    """how often groups with equal rewards, which teach nothing, are drawn again with other classes or captions (dynamic
+    sampling)"""
     minibatch_size: int = 32
     """number of images per optimizer update"""
     sample_batch_size: int = 64
@@ -106,6 +109,7 @@ class TrainConfig:
         for name in ("sample_every", "save_every", "keep_checkpoints", "held_out_every"):
             at_least(name, getattr(self, name), 1)
         at_least("eval_images", self.eval_images, 0)
+        at_least("redraws", self.redraws, 0)
         check_seed(self.seed)
         self.engine.validate()
         for name in self.track:
