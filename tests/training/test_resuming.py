@@ -22,7 +22,7 @@ from sfumato.cli.train import Train
 from sfumato.families.library import find_model
 from sfumato.files import HOLDER, LOCK
 from sfumato.objectives import GDPO
-from sfumato.training.run_folder import FREE, read_run_config
+from sfumato.training.run_folder import FREE, commit_of, read_run_config
 from sfumato.training.train import train
 from sfumato.training.train_config import TrainConfig, from_json, to_json
 
@@ -216,7 +216,7 @@ def test_starts_are_recorded(run: Path, tiny_model: Path):
     starts = json.loads((run / "run.json").read_text())
     assert len(starts) == 2
     for start in starts:
-        assert start.keys() == {"version", "command", "host", "started", "seconds"}
+        assert start.keys() == {"version", "commit", "command", "host", "started", "seconds"}
         assert start["host"] == socket.gethostname()
         assert 0 < start["seconds"] < 600
         assert start["started"].endswith("+00:00")
@@ -258,3 +258,23 @@ def test_a_second_start_is_refused_and_a_kill_frees_the_folder(
     (tmp_path / "go").touch()
     assert train(config, run, console=QUIET)
     assert not names(run) & {LOCK, HOLDER}
+
+
+def test_the_commit_of_a_clone(tmp_path: Path):
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert commit_of(tmp_path) is None
+    git("init", "-q")
+    assert commit_of(tmp_path) is None  # without a commit
+    (tmp_path / "file").write_text("one")
+    git("add", "file")
+    git("commit", "-q", "-m", "one")
+    commit = git("rev-parse", "HEAD")
+    assert len(commit) == 40
+    (tmp_path / "unknown").write_text("")
+    assert commit_of(tmp_path) == commit
+    (tmp_path / "file").write_text("two")
+    assert commit_of(tmp_path) == f"{commit}+"

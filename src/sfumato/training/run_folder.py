@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shlex
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def create_run_folder(path: Path, config: TrainConfig) -> None:
 
 @contextmanager
 def recorded(path: Path) -> Iterator[None]:
-    """Record this start in `run.json`: version, command line, host, time, and the seconds that the block took.
+    """Record this start in `run.json`: version, commit, command line, host, time, and the seconds that the block took.
 
     The seconds are None while the block runs, and stay so if the process is killed.
     """
@@ -97,6 +98,7 @@ def recorded(path: Path) -> Iterator[None]:
     starts = json.loads(file.read_text()) if file.exists() else []
     start = {
         "version": importlib.metadata.version("sfumato"),
+        "commit": commit_of(Path(__file__).parents[3]),
         "command": shlex.join(sys.orig_argv),
         "host": socket.gethostname(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,3 +114,19 @@ def recorded(path: Path) -> Iterator[None]:
     finally:
         start["seconds"] = round(time.monotonic() - began, 1)
         write()
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit of a git repository, with "+" if files that it knows have changed since; None if the folder is
+    not the top of one, as for an installed package, or git is missing."""
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
