@@ -1,6 +1,7 @@
 """The command line: exit statuses, one-line errors, and what each command writes."""
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -17,6 +18,7 @@ import torch
 from command import run_module
 from errors import bad_input
 from PIL import Image
+from safetensors import SafetensorError
 from tiny import CLASS_NAMES, TOKENIZER, TRANSFORMER, tiny_llamagen, tiny_request, tiny_var
 
 from sfumato.cli.main import COMMANDS, main, parse
@@ -385,6 +387,33 @@ def test_interrupted(capsys: Capture, monkeypatch: pytest.MonkeyPatch, tiny_mode
 
     monkeypatch.setattr("sfumato.families.read_card", interrupt)
     assert main(["classes", str(tiny_model)]) == 130
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+        ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
+        ("os.fsync", OSError(errno.ENOSPC, "No space left on device")),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    capsys: Capture,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    error: Exception,
+):
+    """These are the errors of a full file system."""
+
+    def full(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(function, full)
+    options = ["--groups-per-step", "2", "--group-size", "2", "--minibatch-size", "4", "--eval-images", "0"]
+    command = ["train", "emoji-dark", "--model", str(tiny_model), "--run-dir", str(tmp_path / "run"), "--steps", "1"]
+    assert_about(refused(capsys, *command, *options), "disk", ("full", "--resume"))
 
 
 def test_classes(capsys: Capture, tiny_model: Path):

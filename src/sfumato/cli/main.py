@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.cli.listing import check_known, list_choices
-from sfumato.engine.cause import BAD_INPUT, FINISHED, INTERRUPTED, cause_of, record_cause
+from sfumato.engine.cause import BAD_INPUT, FINISHED, INTERRUPTED, cause_of, is_full_disk, record_cause
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.errors import SharedError, UserError
 from sfumato.experiments import EXPERIMENTS
@@ -151,4 +151,8 @@ def run(arguments: list[str]) -> int:
         return FINISHED
     except Exception as error:
         record_cause(cause_of(error))
-        raise
+        if not is_full_disk(error) or os.environ.get("SFUMATO_DEBUG", "") not in ("", "0"):
+            raise
+        text = "the disk is full; free some space and start again (a run with --resume). What was complete is kept"
+        print(f"sfumato: disk: {text} ({cause_of(error)})", file=sys.stderr)  # noqa: T201
+        return BAD_INPUT

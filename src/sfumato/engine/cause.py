@@ -1,5 +1,6 @@
 """The cause of a failure as one line, and the file in which the launcher looks for it. Nothing here imports torch."""
 
+import errno
 import json
 import os
 import time
@@ -27,6 +28,15 @@ def cause_of(error: BaseException) -> str:
         message = f"{type(error).__name__}: {first}" if first else type(error).__name__
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     return f"rank {os.environ['RANK']}: {message}" if several and not isinstance(error, SharedError) else message
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether a file could not be written for lack of space, as the system, safetensors or torch report it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # torch.save reports that what it has written is shorter than it should be.
+    signs = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "unexpected pos ")
+    return any(sign in str(error) for sign in signs)
 
 
 def record_cause(cause: str) -> None:
