@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 install_import_hook("sfumato", "typechecker.check")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests must not use the network
+os.environ["WANDB_MODE"] = "offline"  # read once per process, by the first run
 torch.set_num_threads(1)  # the models are tiny; more threads would only wait for each other
 
 

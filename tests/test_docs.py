@@ -51,6 +51,7 @@ ELSEWHERE = {
     r"pretrain emoji-clip ": "pretraining/test_pretrain_llamagen.py::test_image_text_model_learns_and_scores",
     r"pretrain emoji-rival ": "pretraining/test_rival.py::test_training",
     r".* --resume": "training/test_processes.py::test_resumed_equals_uninterrupted",
+    r"compare ": "report/test_compare.py::test_settings_that_differ",
     r"report .* out/": "report/test_report.py::test_evaluations_are_shown_too",
     r"evaluate .*--classifier ": "evaluation/test_suites.py::test_own_classifier",
     r"score .*--prompts ": "test_scoring.py::test_captions_from_a_file",

@@ -106,7 +106,7 @@ def test_resumed_equals_uninterrupted(
     assert saved == (["step-000002"] if signum == signal.SIGKILL else ["step-000002", "step-000003"])
     if signum == signal.SIGINT:
         assert "Stopped after step 3" in result.stdout
-        assert "--resume" in result.stdout
+        assert f"sfumato train --resume {run}" in result.stderr
 
     plan.unlink()
     console = Console(quiet=True)
