@@ -6,8 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.grpo import check_options, credit_of, penalized
+from sfumato.objectives.grpo import check_kl_weight, group_credit, penalized
 from sfumato.objectives.objective import Credit
 from sfumato.rollout import Batch
 
@@ -25,7 +24,7 @@ class CISPO:
     """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(0.5, self.kl_weight)
+        check_kl_weight(self.kl_weight)
         if not self.largest_ratio >= 1:
             raise UserError(f"objective.largest_ratio: {self.largest_ratio} is below 1; 5 is usual")
 
@@ -36,8 +35,7 @@ class CISPO:
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size)
-        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
+        return group_credit(batch, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit

@@ -1,12 +1,13 @@
 """DAPO (Yu et al. 2025, arXiv 2503.14476): a wider upper clip, and no KL."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.grpo import check_high, check_options, clipped_loss, credit_of
+from sfumato.errors import UserError
+from sfumato.objectives.grpo import check_clip, clipped_loss, group_credit
 from sfumato.objectives.objective import Credit
 from sfumato.rollout import Batch
 
@@ -27,13 +28,13 @@ class DAPO:
     needs_reference = False
 
     def __post_init__(self):
-        check_options(self.clip, 0.0)
-        check_high(self.clip_high)
+        check_clip(self.clip)
+        if not 0 < self.clip_high < math.inf:
+            raise UserError(f"objective.clip_high: {self.clip_high} is not positive; DAPO uses 0.28")
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 9)."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size)
-        return credit_of(advantages, equal, skip=self.skip_equal_groups)
+        return group_credit(batch, skip=self.skip_equal_groups)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.objectives.advantages import decoupled_advantages
-from sfumato.objectives.grpo import check_options, clipped_loss, credit_of
+from sfumato.objectives.grpo import check_clip, check_kl_weight, clipped_loss, credit_of
 from sfumato.objectives.objective import Credit
 from sfumato.rollout import Batch
 
@@ -24,7 +24,8 @@ class GDPO:
     """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(self.clip, self.kl_weight)
+        check_clip(self.clip)
+        check_kl_weight(self.kl_weight)
 
     @property
     def needs_reference(self) -> bool:

@@ -33,7 +33,8 @@ class GRPO:
     """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(self.clip, self.kl_weight)
+        check_clip(self.clip)
+        check_kl_weight(self.kl_weight)
 
     @property
     def needs_reference(self) -> bool:
@@ -42,8 +43,7 @@ class GRPO:
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 1)."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size, deviation=self.deviation)
-        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
+        return group_credit(batch, self.deviation, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit
@@ -52,26 +52,23 @@ class GRPO:
         return clipped_loss(log_probs, part, credit, self.clip, self.kl_weight, penalty=self.kl)
 
 
-def check_options(clip: float, kl_weight: float) -> None:
-    """Check the options of a clipped objective.
-
-    Raises:
-        UserError: an option is out of range.
-    """
+def check_clip(clip: float) -> None:
+    """Raise a UserError if the distance of a ratio from 1 is out of range."""
     if not 0 < clip < 1:
         raise UserError(f"objective.clip: {clip} is not between 0 and 1; the papers use 0.2")
+
+
+def check_kl_weight(kl_weight: float) -> None:
+    """Raise a UserError if the weight of the KL is out of range."""
     if not 0 <= kl_weight < math.inf:
         raise UserError(f"objective.kl_weight: {kl_weight} is out of range; give 0 or more")
 
 
-def check_high(clip_high: float) -> None:
-    """Check the upper bound of a clip.
-
-    Raises:
-        UserError: it is out of range.
-    """
-    if not 0 < clip_high < math.inf:
-        raise UserError(f"objective.clip_high: {clip_high} is not positive; DAPO uses 0.28")
+def group_credit(batch: Batch, deviation: Deviation = "group", *, skip: bool) -> Credit:
+    """Return the advantage of each image over the others in its group as its credit; see `group_advantages` and
+    `credit_of`."""
+    advantages, equal = group_advantages(batch.rewards, batch.group_size, deviation=deviation)
+    return credit_of(advantages, equal, skip=skip)
 
 
 def credit_of(advantages: Float[Tensor, " B"], equal: Bool[Tensor, " N"], *, skip: bool) -> Credit:

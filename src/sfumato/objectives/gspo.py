@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.objectives.advantages import group_advantages
-from sfumato.objectives.grpo import check_options, credit_of, penalized
+from sfumato.objectives.grpo import check_kl_weight, group_credit, penalized
 from sfumato.objectives.objective import Credit
 from sfumato.objectives.ratios import clipped_surrogate, clipped_tokens, unit_means
 from sfumato.rollout import Batch
@@ -33,7 +32,7 @@ class GSPO:
     """skip the pass of images without an advantage if the KL has weight 0; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(0.5, self.kl_weight)
+        check_kl_weight(self.kl_weight)
         if not (0 < self.clip_below < 1 and 0 < self.clip_above < math.inf):
             raise UserError(
                 f"objective.clip_below: {self.clip_below:g}, with clip_above {self.clip_above:g}, is out of range; the "
@@ -47,8 +46,7 @@ class GSPO:
 
     def credit(self, batch: Batch) -> Credit:
         """Return the advantage of each image over the others in its group (eq. 6)."""
-        advantages, equal = group_advantages(batch.rewards, batch.group_size)
-        return credit_of(advantages, equal, skip=self.skip_equal_groups and not self.needs_reference)
+        return group_credit(batch, skip=self.skip_equal_groups and not self.needs_reference)
 
     def loss(
         self, log_probs: Float[Tensor, "B L"], part: Batch, credit: Credit

@@ -15,6 +15,11 @@ class PrefixGRPO(GRPO):
     units: int = 5
     """number of scales, or of tokens of a next-token model, to learn from"""
 
+    @property
+    def learned_units(self) -> int:
+        """How many first units the rollouts keep."""
+        return self.units
+
     def __post_init__(self):
         super().__post_init__()
         if self.units < 1:

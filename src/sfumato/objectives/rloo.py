@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sfumato.objectives.advantages import leave_one_out_advantages
 from sfumato.objectives.divergences import k1_divergence
-from sfumato.objectives.grpo import check_options, credit_of
+from sfumato.objectives.grpo import check_kl_weight, credit_of
 from sfumato.objectives.objective import Credit
 from sfumato.rollout import Batch
 
@@ -24,7 +24,7 @@ class RLOO:
     """skip the pass of images without an advantage; the gradient is the same"""
 
     def __post_init__(self):
-        check_options(0.5, self.kl_weight)
+        check_kl_weight(self.kl_weight)
 
     @property
     def needs_reference(self) -> bool:

@@ -226,7 +226,7 @@ def learned_units(objective: Objective, policy: Policy) -> int | None:
     Raises:
         UserError: there are fewer units, or the family scores whole images only.
     """
-    count, generator = getattr(objective, "units", None), policy.generator
+    count, generator = getattr(objective, "learned_units", None), policy.generator
     if count is None:
         return None
     if not 1 <= count <= len(generator.units):
