@@ -1,10 +1,15 @@
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # jaxtyping and beartype check shapes and types of public signatures at run time, only under pytest.
 install_import_hook("sfumato", "typechecker.check")
@@ -33,3 +38,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     save_model(folder, tiny_var())
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """One chromium for all tests of a file."""
+    from chromium import CHROMIUM
+    from playwright.sync_api import sync_playwright  # not every environment of the tests has it
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,6 +1,5 @@
 """The page of the playground in a real browser: headless Debian chromium, driven by Playwright."""
 
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import needs_chromium
 from made_runs import write_checkpoints, write_run
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from tiny import CLASS_NAMES, tiny_var
 
 from sfumato.errors import UserError
@@ -17,9 +17,8 @@ from sfumato.playground.drawing import Playground
 from sfumato.playground.page import build_page, launch, title_of
 from sfumato.settings import SettingsOptions
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium"),
+    needs_chromium,
     pytest.mark.filterwarnings("default"),  # those of Gradio and its server
 ]
 
@@ -46,15 +45,6 @@ def address(playground: Playground) -> Iterator[str]:
         launch(build_page(playground, SettingsOptions()), "127.0.0.1", port, wait=False)
     yield f"http://127.0.0.1:{port}/"
     page.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One chromium for all tests of this file."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import needs_chromium
 from made_runs import data_of, metrics, write_pretraining, write_rows, write_run
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize
 
 from sfumato.report.build import write_report
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: apt-get install chromium")
+pytestmark = needs_chromium
 
 HOSTILE = ("<img src=x onerror=document.title=1>", "</script><script>document.title=1</script>", "b" * 80)
 WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=360, height=740)
@@ -42,15 +42,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     write_run(folder / "other", steps=40, every=4, seed=1, reward={"dark": 1.0, HOSTILE[0]: 0.5})
     path = write_report([folder / "one", folder / "other"], folder / "report.html")
     return Report(path, data_of(path))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One chromium for all tests of this file."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
