@@ -1,6 +1,5 @@
 """Settings of a run from a YAML file, or from the `config.json` of a run folder, and as YAML."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -96,7 +95,7 @@ class ConfigFile:
         }
         objective, _ = take_option("objective", "", arguments)
         if objective:
-            options = {f"objective.{field.name}" for field in dataclasses.fields(find_objective(objective))}
+            options = {f"objective.{field.name}" for field in fields(find_objective(objective))}
             kept = {n: s for n, s in kept.items() if not n.startswith("objective.") or n in options}
         return replace(self, settings=kept)
 

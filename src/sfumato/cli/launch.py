@@ -95,7 +95,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{name}: {getattr(options, name)!r} is no number of them ({error}); give 1 or more"
+                f"{name}: {getattr(options, name)!r} is not a number of them ({error}); give 1 or more"
             ) from None
     command, rest = options.training_script, options.training_script_args
     if command != "train":

@@ -36,7 +36,7 @@ class Playground(SettingsOptions):
         from sfumato.playground.page import build_page, import_gradio, launch
 
         if not 1 <= self.port <= 65535:
-            raise UserError(f"port: {self.port} is no port; give 1 to 65535")
+            raise UserError(f"port: {self.port} is not a port; give 1 to 65535")
         import_gradio()  # says at once whether it is missing
         playground = Playground(self.models, find_device(self.device), self.precision)
         launch(build_page(playground, self), self.host, self.port, self.share)

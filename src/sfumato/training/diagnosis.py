@@ -133,33 +133,42 @@ def _entropy_collapse(rows: Rows, config: Mapping[str, Any]) -> Finding | None:
 
 
 def _clipping(rows: Rows, config: Mapping[str, Any]) -> Finding | None:
-    clipped = _values(rows[len(rows) // 2 :], "clip_fraction")
-    if not clipped or median(clipped) <= CLIPPED:
-        return None
-    return Finding(
-        f"{median(clipped):.0%} of the tokens are clipped and have no gradient: a step moves too far.",
+    return _if_above(
+        CLIPPED,
+        median,
+        _values(rows[len(rows) // 2 :], "clip_fraction"),
+        "{:.0%} of the tokens are clipped and have no gradient: a step moves too far.",
         "Lower --learning-rate, or make fewer updates per step (a larger --minibatch-size).",
     )
 
 
 def _mismatch(rows: Rows, config: Mapping[str, Any]) -> Finding | None:
-    mismatch = _values(rows, "mismatch/mean")
-    if not mismatch or median(mismatch) <= MISMATCH:
-        return None
-    return Finding(
-        f"Sampled and scored log-probabilities differ by {median(mismatch):.3g} nats per token before any update.",
+    return _if_above(
+        MISMATCH,
+        median,
+        _values(rows, "mismatch/mean"),
+        "Sampled and scored log-probabilities differ by {:.3g} nats per token before any update.",
         "Use --recompute-log-probs, or --precision fp32.",
     )
 
 
 def _unscored(rows: Rows, config: Mapping[str, Any]) -> Finding | None:
-    unscored = _values(rows, "unscored")
-    if not unscored or fmean(unscored) <= UNSCORED:
-        return None
-    return Finding(
-        f"{fmean(unscored):.0%} of the images have no score.",
+    return _if_above(
+        UNSCORED,
+        fmean,
+        _values(rows, "unscored"),
+        "{:.0%} of the images have no score.",
         "Find out why the reward returns NaN for them; images without a score teach nothing.",
     )
+
+
+def _if_above(
+    limit: float, average: Callable[[list[float]], float], values: list[float], cause: str, advice: str
+) -> Finding | None:
+    """Return a finding if the average of the values is above the limit; `cause` has a place for it."""
+    if not values or average(values) <= limit:
+        return None
+    return Finding(cause.format(average(values)), advice)
 
 
 def _seldom_twice(rows: Rows, config: Mapping[str, Any], conditions: int | None) -> Finding | None:
