@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """Return the logged steps without timings."""
-    timings = ("seconds/", "images_per_second")
+    """Return the logged steps without timings and memory."""
+    timings = ("seconds/", "images_per_second", "peak_memory")
     lines = lines_of(run / "metrics.jsonl")
     return [{name: value for name, value in line.items() if not name.startswith(timings)} for line in lines]
 

@@ -256,13 +256,14 @@ def test_how_a_run_was_run(visit: Callable[..., Page], tmp_path: Path):
     run = write_run(tmp_path / "run", reward={"dark": 1.0, "x": 0.5, "saturation": 0})
     start = {"version": "0.2.0", "command": "sfumato train <b>", "host": "here", "started": "2026-01-02T03:04:05+00:00"}
     (run / "run.json").write_text(json.dumps([{**start, "seconds": 3723.4}, {**start, "seconds": None}]))
-    timed = [{**metrics(n), "seconds/sample": 2.0 + n, "seconds/update": 15.0 - n} for n in range(1, 4)]
+    timings = [{"seconds/sample": 2.0 + n, "seconds/update": 15.0 - n} for n in range(1, 4)]
+    timed = [{**metrics(n), **timings[n - 1], "peak_memory": n / 2} for n in range(1, 4)]
     write_rows(run / "metrics.jsonl", timed)
     (run / "checkpoints/step-000002").mkdir(parents=True)
     page = visit(write_report([run]))
-    assert "reward dark × 1 + x × 0.5 · measured only: saturation · 3 of 4" in (
-        page.locator(".card").text_content() or ""
-    )
+    card = page.locator(".card").text_content() or ""
+    assert "reward dark × 1 + x × 0.5 · measured only: saturation · 3 of 4" in card
+    assert "Peak memory1.500GiB, of the first process" in card
     first, second = page.locator(".starts li").all()
     assert first.locator("p").text_content() == "2026-01-02 03:04:05 UTC · took 1 h 2 min · on here · version 0.2.0"
     assert first.locator("code").text_content() == "sfumato train <b>"

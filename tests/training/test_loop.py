@@ -1,6 +1,7 @@
 """Whole steps on a tiny generator: metrics, the schedule, learning, and the progress that hooks receive."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,18 @@ def test_metrics_of_a_step(tiny_model: Path):
         "images_per_second", "learning_rate", "equal_groups", "seconds/sample", "seconds/decode", "seconds/reward",
         "seconds/reference", "seconds/update", "unscored", "reward_std/brightness", "reward_correlation/brightness",
         "mismatch/mean", "mismatch/max", "mismatch/ratio", "kl_clamped", "ratio_mean/1", "ratio_mean/2",
-        "clip_fraction/1", "clip_fraction/2",
+        "clip_fraction/1", "clip_fraction/2", "peak_memory",
     } == set(metrics)  # fmt: skip
     assert all(math.isfinite(value) for value in metrics.values())
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
     assert metrics["images_per_second"] == pytest.approx(8 / seconds, rel=1e-6)
+    assert metrics["peak_memory"] == pytest.approx(resident(), rel=0.05)
+
+
+def resident() -> float:
+    """Return the largest resident memory (GiB) of this process, as Linux tells it."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 2**20
 
 
 def test_learning_rate_follows_the_schedule(tiny_model: Path):

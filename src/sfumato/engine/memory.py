@@ -1,8 +1,10 @@
-"""Memory allocation of the process."""
+"""Memory of the process: how it is allocated, and how much of it was used."""
 
 import ctypes
 import os
 import sys
+
+import torch
 
 
 def keep_freed_memory() -> None:
@@ -21,3 +23,17 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 2**28)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory (GiB) that this process has used so far: tensors on its GPU, or without one, all memory of
+    the process (0 on Windows, which does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # Windows has no such module
+
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -8,6 +8,7 @@ const TITLES = {
   kl: ["KL to the reference", "nats per token"],
   entropy: ["Entropy", "nats per token"],
   images_per_second: ["Throughput", "images per second"],
+  peak_memory: ["Peak memory", "GiB so far, of the first process"],
   clip_fraction: ["Clip fraction", ""],
   grad_norm: ["Gradient norm", ""],
   learning_rate: ["Learning rate", ""],

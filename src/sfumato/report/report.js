@@ -106,9 +106,10 @@ function stateTraining(run, state) {
   else if (rewards.length) state("Reward", change(rewards[0], rewards.at(-1)), "first and last step");
   if ("class_accuracy_top1" in before)
     state("Class accuracy", change(before.class_accuracy_top1, after.class_accuracy_top1), TOP_1);
-  const [kl, speed] = [known(run, "kl"), known(run, "images_per_second")];
+  const [kl, speed, memory] = ["kl", "images_per_second", "peak_memory"].map((name) => known(run, name));
   if (kl.length) state("KL", number(kl.at(-1)), "to the reference, last step");
   if (speed.length) state("Throughput", number(median(speed)), "images per second, median");
+  if (memory.length) state("Peak memory", number(memory.at(-1)), "GiB, of the first process");
   const terms = Object.entries(run.reward).filter(([, weight]) => weight);
   const measured = Object.entries(run.reward).filter(([, weight]) => !weight);
   return [

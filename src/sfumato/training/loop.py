@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sfumato.engine.engine import Engine
+from sfumato.engine.memory import peak_memory
 from sfumato.engine.timing import PhaseTimer
 from sfumato.errors import SharedError, UserError
 from sfumato.objectives import Objective
@@ -73,7 +74,8 @@ def learn(
             raise UserError(f"step {step + 1}: {error}") from error
         rates = {"learning_rate": learning_rate(step), "images_per_second": len(batch) / timer.total()}
         seconds = {f"seconds/{phase}": duration for phase, duration in timer.seconds.items()}
-        metrics = {**batch.metrics, **credit.metrics, **stats, **rates, **seconds}
+        memory = {"peak_memory": peak_memory(engine.policy.device)}
+        metrics = {**batch.metrics, **credit.metrics, **stats, **rates, **seconds, **memory}
         progress = Progress(step=step + 1, steps=steps, batch=batch, metrics=metrics)
         try:
             for hook in hooks:
