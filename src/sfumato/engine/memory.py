@@ -3,8 +3,10 @@
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def keep_freed_memory() -> None:
@@ -25,10 +27,12 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 2**28)
 
 
-def peak_memory(device: torch.device) -> float:
+def peak_memory(device: "torch.device") -> float:
     """Return the most memory (GiB) that this process has used so far: tensors on its GPU, or without one, all memory of
     the process (0 on Windows, which does not say)."""
     if device.type == "cuda":
+        import torch  # `main` sets up memory before it loads anything heavy
+
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":
         return 0.0
