@@ -22,11 +22,11 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_of(run: Path, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights and the state of a checkpoint: of the engine and of random choices."""
+    """Return the weights and the state of a checkpoint: of the engine, of random choices and of rewards."""
     folder = run / f"checkpoints/step-{step:06d}"
     engine, choices = (torch.load(folder / name, weights_only=True) for name in ("engine.pt", "state.pt"))
     assert engine.keys() == {"optimizer", "base"}
-    assert choices.keys() == {"step", "rng"}
+    assert choices.keys() == {"step", "rng", "rewards"}
     return load_file(folder / "model/transformer.safetensors"), engine | choices
 
 
@@ -75,6 +75,7 @@ def make_version_0_1(run: Path) -> None:
     config.write_text(json.dumps(version_0_1(json.loads(config.read_text()))))
     for checkpoint in (run / "checkpoints").iterdir():
         engine, choices = (torch.load(checkpoint / name, weights_only=True) for name in ("engine.pt", "state.pt"))
+        del choices["rewards"]
         torch.save({**engine, **choices}, checkpoint / "state.pt")
         (checkpoint / "engine.pt").unlink()
         card = json.loads((checkpoint / "model/config.json").read_text())

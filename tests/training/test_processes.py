@@ -19,6 +19,7 @@ from run_folders import assert_equal, assert_same_run, checkpoint_of, lines_of, 
 from tiny import tiny_config, tiny_var
 from torch import Tensor
 
+from sfumato.cli.train import with_objective
 from sfumato.families.library import save_model
 from sfumato.training.train import train
 from sfumato.training.train_config import TrainConfig
@@ -26,6 +27,7 @@ from sfumato.training.train_config import TrainConfig
 OWN = """
 import os, pathlib, signal, time
 from dataclasses import dataclass
+import torch
 from sfumato.engine import watch
 from sfumato.objectives import GRPO
 
@@ -50,14 +52,35 @@ def fatal(images, words):
     misbehave("reward")
     return images.mean((1, 2, 3))
 
+class Odd:
+    # How much an image differs from its group and from all images of the steps before.
+    def __init__(self):
+        self.seen = torch.zeros(2)
+
+    def features(self, images, words):
+        return images.mean((2, 3))
+
+    def scores(self, features, words, groups):
+        means = torch.stack([features[groups == group].mean(0) for group in groups.tolist()])
+        return ((features - means) + features * self.seen[0]).sum(1)
+
+    def update(self, features):
+        self.seen = self.seen + torch.tensor([features.mean(), 1.0])
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
 @dataclass(frozen=True, kw_only=True)
 class Fatal(GRPO):
     def credit(self, batch):
         misbehave("credit")
         return super().credit(batch)
 """
-"""A reward and an objective that fail in a call for which there is a file with this call's number and rank, and short
-time limits for the supervision of processes."""
+"""A reward and an objective that fail in a call for which there is a file with this call's number and rank, a reward
+that compares images and has a state, and short time limits for the supervision of processes."""
 
 
 def options(config: TrainConfig, run: Path, changed: tuple[str, ...]) -> list[str]:
@@ -84,7 +107,7 @@ def config_of(tiny_model: Path, folder: Path) -> TrainConfig:
 
     (folder / "own.py").write_text(OWN)
     objective = TRAIN_RECIPES["emoji-dark"].build().objective
-    reward = {f"{folder}/own.py:fatal": 1.0}
+    reward = {f"{folder}/own.py:fatal": 1.0, f"{folder}/own.py:Odd": 0.5}
     return tiny_config(tiny_model, reward=reward, objective=objective, steps=4, save_every=2, sample_every=4)
 
 
@@ -190,6 +213,16 @@ def test_four_processes_share_two_groups(pair: Pair):
     result = run_module(*launcher(4), "-m", "sfumato", *options(config, folder / "four", FIELDS))
     assert result.returncode == 0, result.stderr
     assert_near(folder / "two", folder / "four")
+
+
+def test_two_processes_choose_the_same_candidates(tiny_model: Path, tmp_path: Path):
+    """Each process may have drawn more of the chosen images than it scores, and both cut at the same unit."""
+    config = with_objective(replace(config_of(tiny_model, tmp_path), candidates=6), "random-prefix-grpo")
+    command = [*options(config, tmp_path / "two", (*FIELDS, "candidates")), "--objective", "random-prefix-grpo"]
+    result = run_module(*launcher(2), "-m", "sfumato", *command)
+    assert result.returncode == 0, result.stderr
+    assert train(config, tmp_path / "one", console=Console(quiet=True))
+    assert_near(tmp_path / "one", tmp_path / "two")
 
 
 def test_a_failed_batch_costs_no_step(pair: Pair):

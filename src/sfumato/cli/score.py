@@ -14,6 +14,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from sfumato.cli.options import parse_options, take_option
 from sfumato.data.images import IMAGE_SUFFIXES, class_of, find_images, read_rgb
@@ -23,6 +24,7 @@ from sfumato.files import finite
 from sfumato.notes import note
 from sfumato.request import Words
 from sfumato.rewards import WeightedSum, build_reward
+from sfumato.rewards.base import join_seen
 
 FILE_KEYS = ("file_name", "image", "file", "filename", "path")
 """Possible keys of an image's name in a file of captions, in any case; the first is that of Hugging Face's folders."""
@@ -30,7 +32,8 @@ FILE_KEYS = ("file_name", "image", "file", "filename", "path")
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score image files, or all images in folders. Images that cannot be read are left out."""
+    """Score image files, or all images in folders. Images that cannot be read are left out. Rewards that compare images
+    compare those with the same caption."""
 
     reward: tyro.conf.Positional[str]
     """name of a reward with its options, path/to/file.py:function, or the address of a reward server; or --reward"""
@@ -58,10 +61,13 @@ class Score:
         sizes = readable(found, "images")
         files = [path for path in found if path in sizes]
         kept = words[torch.tensor([number for number, path in enumerate(found) if path in sizes])]
-        rows: list[tuple[str, float | None]] = []
-        for batch in shown(batches_of(files, sizes), "images"):
-            scores = score_files(reward, [files[n] for n in batch], kept[torch.tensor(batch)], device)
-            rows += [(str(files[n]), finite(score)) for n, score in zip(batch, scores, strict=True)]
+        # Batches are of consecutive images, so that their results are in the order of the files.
+        seen = [
+            reward.see(read_batch([files[n] for n in batch], device), kept[torch.tensor(batch)].to(device))
+            for batch in shown(batches_of(files, sizes), "images")
+        ]
+        scores = reward.finish(join_seen(seen), kept)[0].tolist()
+        rows = [(str(file), finite(score)) for file, score in zip(files, scores, strict=True)]
         if any(score is None for _, score in rows):
             print("sfumato:", why_unscored(reward, rows), file=sys.stderr)  # noqa: T201
         if self.json:
@@ -207,11 +213,10 @@ def batches_of(files: Sequence[Path], sizes: Mapping[Path, tuple[int, int]], bat
     return batches
 
 
-def score_files(reward: WeightedSum, files: Sequence[Path], words: Words, device: torch.device) -> list[float]:
-    """Return the scores of images of one size, NaN for no score."""
+def read_batch(files: Sequence[Path], device: torch.device) -> Tensor:
+    """Return images of one size (B, 3, H, W), in [0, 1]."""
     pixels = np.stack([np.array(read_rgb(path, "images")) for path in files])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return reward(images.to(device), words.to(device))[0].tolist()
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 255
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:

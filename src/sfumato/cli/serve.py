@@ -27,13 +27,14 @@ class Serve:
 
     def __call__(self) -> int:
         from sfumato.engine.process import find_device
-        from sfumato.rewards.server import bind, serve
+        from sfumato.rewards.server import bind, check_part, serve
 
         token = os.environ.get("SFUMATO_REWARD_TOKEN", "")
         with bind(self.host, self.port, token) as bound:
             (name, part), *others = build_reward({self.reward: 1.0}).parts.items()
             if others:
                 raise UserError(f"reward: {self.reward} is a sum of rewards; serve them one by one")
+            check_part(name, part)
             if part.levels and not part.thresholds:
                 raise UserError(f"reward: {name} has no thresholds; give them, or set the levels where it is used")
             host, port = f"[{self.host}]" if ":" in self.host else self.host, bound.getsockname()[1]

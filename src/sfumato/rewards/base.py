@@ -9,13 +9,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.plugins import describe, is_path, split_name
 from sfumato.request import Words
 from sfumato.rewards.deadline import Deadline, OverdueError
+from sfumato.rewards.groups import GroupReward, groups_of, with_features
 from sfumato.rewards.sharing import Lent
 
 LARGEST, LARGEST_WEIGHT = 1e10, 1e6
@@ -45,7 +46,8 @@ class RewardError(UserError):
 class Part:
     """One term of a sum of rewards: weight × (scale × score + offset). The score can be quantized to levels first."""
 
-    reward: Reward
+    reward: Reward | GroupReward
+    """a function of images, words and groups becomes a `GroupReward`"""
     weight: float = 1.0
     """weight in the sum; with 0 the reward is only logged"""
     scale: float = 1.0
@@ -59,6 +61,7 @@ class Part:
     not given"""
 
     def __post_init__(self):
+        object.__setattr__(self, "reward", with_features(self.reward))
         if self.thresholds and len(self.thresholds) != len(self.levels) - 1:
             raise UserError(
                 f"thresholds: {len(self.thresholds)} for {len(self.levels)} levels is not one fewer than the levels; "
@@ -92,15 +95,64 @@ class WeightedSum:
     deadline: Deadline | None = None
     """time limit of every call of a part; None for no limit"""
 
-    def __call__(self, images: Float[Tensor, "B 3 H W"], words: Words) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
+    def __call__(
+        self, images: Float[Tensor, "B 3 H W"], words: Words, groups: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
         """Return the weighted sum, and the scores of every part with scale and offset but without weight.
+
+        `groups` has equal numbers for images that are compared; by default, those of the same class and caption.
 
         Raises:
             RewardError: a part raised an exception or took too long, or its scores have the wrong shape or are
                 infinite or too large; the message names it.
         """
-        scores = {name: self._score(name, part, images, words) for name, part in self.parts.items()}
+        return self.finish(self.see(images, words), words, groups)
+
+    def see(self, images: Float[Tensor, "B 3 H W"], words: Words) -> dict[str, Tensor]:
+        """Return the scores of every part, or the features of a part that compares images. For a batch that is drawn in
+        parts, `join_seen` joins the results for `finish`.
+
+        Raises:
+            RewardError: see `__call__`.
+        """
+        return {name: see(name, part, LENT(images), words, self.deadline) for name, part in self.parts.items()}
+
+    def finish(
+        self, seen: Mapping[str, Tensor], words: Words, groups: Int[Tensor, " B"] | None = None
+    ) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
+        """Return the weighted sum and the scores of every part, from what the parts saw of all images.
+
+        Raises:
+            RewardError: see `__call__`.
+        """
+        groups = groups_of(words) if groups is None else groups
+        scores = {
+            name: compare(name, part, seen[name], words, groups, self.deadline) for name, part in self.parts.items()
+        }
         return self.total(scores), scores
+
+    @property
+    def compares(self) -> tuple[str, ...]:
+        """Names of the parts that compare images, whose scores `finish` computes."""
+        return tuple(name for name, part in self.parts.items() if isinstance(part.reward, GroupReward))
+
+    def update(self, seen: Mapping[str, Tensor]) -> None:
+        """Update the state of rewards that have one, with the features of a batch of training."""
+        for name, reward in self._with_state().items():
+            reward.update(seen[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of rewards that have one, by name."""
+        return {name: reward.state_dict() for name, reward in self._with_state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, reward in self._with_state().items():
+            if name in state:
+                reward.load_state_dict(state[name])
+
+    def _with_state(self) -> dict[str, Any]:
+        return {name: self.parts[name].reward for name in self.compares if hasattr(self.parts[name].reward, "update")}
 
     def total(self, scores: Mapping[str, Float[Tensor, " B"]]) -> Float[Tensor, " B"]:
         """Return the weighted sum of the parts' scores; NaN where a part with a nonzero weight has no score."""
@@ -136,7 +188,7 @@ class WeightedSum:
         """
         thresholds = {}
         for name in self.without_thresholds():
-            scores = self._score(name, Part(reward=self.parts[name].reward), images, words)
+            scores = score(name, Part(reward=self.parts[name].reward), LENT(images), words, self.deadline)
             known = scores[~scores.isnan()]
             if not len(known):
                 raise RewardError(f"reward {name!r} scores none of {len(images)} images; give its thresholds")
@@ -159,22 +211,73 @@ class WeightedSum:
                     f"max_unscored {max_unscored}{f' ({reason})' if reason else ''}; fix it, or raise max_unscored"
                 )
 
-    def _score(self, name: str, part: Part, images: Tensor, words: Words) -> Float[Tensor, " B"]:
-        return score(name, part, LENT(images), words, self.deadline)
+
+def join_seen(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join what a sum of rewards saw of the parts of a batch.
+
+    Raises:
+        RewardError: the features of a reward have other shapes in one part than in another.
+    """
+    joined = {}
+    for name in parts[0]:
+        shapes = {tuple(part[name].shape[1:]) for part in parts}
+        if len(shapes) > 1:
+            raise RewardError(
+                f"reward {name!r} has features of the shapes {sorted(shapes)}; compare images of one size"
+            )
+        joined[name] = torch.cat([part[name] for part in parts])
+    return joined
 
 
-@torch.no_grad()
 def score(name: str, part: Part, images: Tensor, words: Words, deadline: Deadline | None = None) -> Float[Tensor, " B"]:
-    """Return the adjusted scores of one part as float32 on the images' device, after checking them.
+    """Return the adjusted scores of one part as float32 on the images' device, after checking them. Images of the same
+    class and caption are compared.
 
     Raises:
         RewardError: the reward raised an exception or took too long, or its scores have the wrong shape, are infinite,
             or are too large with scale and offset; the message names it.
     """
-    reward = part.reward
+    return compare(name, part, see(name, part, images, words, deadline), words, groups_of(words), deadline)
+
+
+@torch.no_grad()
+def see(name: str, part: Part, images: Tensor, words: Words, deadline: Deadline | None = None) -> Tensor:
+    """Return the adjusted scores of one part; of one that compares images, the features.
+
+    Raises:
+        RewardError: see `score`.
+    """
     words = words.to(images.device)
+    if not isinstance(part.reward, GroupReward):
+        return _checked(name, part, _call(name, deadline, part.reward, images, words), images.device, words)
+    features = _call(name, deadline, part.reward.features, images, words)
+    if not isinstance(features, Tensor) or features.shape[:1] != (len(images),):
+        raise RewardError(
+            f"reward {name!r} returned {_kind(features)} as features of {len(images)} images; "
+            f"return a tensor ({len(images)}, ...)"
+        )
+    return features.detach().to(images.device)
+
+
+@torch.no_grad()
+def compare(
+    name: str, part: Part, seen: Tensor, words: Words, groups: Int[Tensor, " B"], deadline: Deadline | None = None
+) -> Float[Tensor, " B"]:
+    """Return the adjusted scores of one part from what it saw of all images.
+
+    Raises:
+        RewardError: see `score`.
+    """
+    if not isinstance(part.reward, GroupReward):
+        return seen
+    words = words.to(seen.device)
+    scores = _call(name, deadline, part.reward.scores, seen, words, groups.to(seen.device))
+    return _checked(name, part, scores, seen.device, words)
+
+
+def _call(name: str, deadline: Deadline | None, function: Any, *arguments: Any) -> Any:
     try:
-        scores = reward(images, words) if deadline is None else deadline.call(reward, images, words)
+        return function(*arguments) if deadline is None else deadline.call(function, *arguments)
     except OverdueError as error:
         assert deadline is not None
         raise RewardError(
@@ -182,14 +285,15 @@ def score(name: str, part: Part, images: Tensor, words: Words, deadline: Deadlin
         ) from error
     except Exception as error:  # user code can raise anything; the cause is kept
         raise RewardError(f"reward {name!r} failed: {describe(error)}") from error
-    exact = _as_tensor(scores, len(images))
+
+
+def _checked(name: str, part: Part, scores: Any, device: torch.device, words: Words) -> Float[Tensor, " B"]:
+    """Return what a reward returned as adjusted scores, after checking it."""
+    count = len(words)
+    exact = _as_tensor(scores, count)
     if exact is None:
-        shape = f" {tuple(scores.shape)}" if isinstance(scores, Tensor | np.ndarray) else ""
-        raise RewardError(
-            f"reward {name!r} returned a {type(scores).__name__}{shape} for {len(images)} images; "
-            f"return a tensor ({len(images)},)"
-        )
-    single = exact.to(images.device, torch.float32)
+        raise RewardError(f"reward {name!r} returned {_kind(scores)} for {count} images; return a tensor ({count},)")
+    single = exact.to(device, torch.float32)
     result = part.adjust(single)
     too_large = single.isinf() | (result.abs() > LARGEST)
     if too_large.any():  # the only reading from a GPU
@@ -198,10 +302,16 @@ def score(name: str, part: Part, images: Tensor, words: Words, deadline: Deadlin
         if single[first].isfinite():
             value += f", with scale and offset {result[first].item():g},"
         raise RewardError(
-            f"reward {name!r} returned {value} for {int(too_large.sum())} of {len(images)} images "
+            f"reward {name!r} returned {value} for {int(too_large.sum())} of {count} images "
             f"(first: {words.names[first]!r}); return numbers up to {LARGEST:g} after scaling, or NaN for no score"
         )
     return result
+
+
+def _kind(result: Any) -> str:
+    """Return the type of a reward's result, with its shape, for messages."""
+    shape = f" {tuple(result.shape)}" if isinstance(result, Tensor | np.ndarray) else ""
+    return f"a {type(result).__name__}{shape}"
 
 
 def _as_tensor(scores: Any, count: int) -> Tensor | None:

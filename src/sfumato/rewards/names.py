@@ -9,19 +9,20 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
 from sfumato.errors import UserError
 from sfumato.plugins import describe, is_path, load_object, split_name
 from sfumato.rewards.base import Part, Reward
+from sfumato.rewards.groups import GroupReward, with_features
 
 Maker = Callable[..., Any]
 """A reward, or a class of rewards whose arguments are the options."""
 
 PART_OPTIONS = ("scale", "offset", "levels", "thresholds")
 """Options that every reward takes; they are those of `Part`."""
-FILE_OPTIONS = ("weights", "model", "tokenizer", "base", "head")
+FILE_OPTIONS = ("weights", "model", "tokenizer", "base", "head", "reference", "detector", "clip")
 """Options of this package's rewards whose values can be files or folders."""
 
 
@@ -80,7 +81,7 @@ def files_of_reward(name: str) -> list[str]:
     return [os.path.expanduser(file) for file in code + values]
 
 
-def build_reward(name: str, base: str, options: Mapping[str, str], known: Mapping[str, Maker]) -> Reward:
+def build_reward(name: str, base: str, options: Mapping[str, str], known: Mapping[str, Maker]) -> Reward | GroupReward:
     """Build the reward named `base` with these options.
 
     Raises:
@@ -94,7 +95,7 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
             raise UserError(
                 f"reward {name!r}: unknown option {next(iter(options))!r}; {base} takes {', '.join(PART_OPTIONS)}"
             )
-        return maker
+        return with_features(maker)
     try:
         return _construct(name, base, maker, options)
     except (Exception, SystemExit) as error:
@@ -104,7 +105,7 @@ def build_reward(name: str, base: str, options: Mapping[str, str], known: Mappin
         raise UserError(f"reward {name!r}: it cannot be constructed: {describe(error)}") from error
 
 
-def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) -> Reward:
+def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) -> Reward | GroupReward:
     signature = inspect.signature(maker).parameters.values()
     hints = _hints(maker)
     parameters = [p for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -119,9 +120,9 @@ def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) ->
         raise UserError(f"reward {name!r}: {missing[0]} is missing; write {base}?{missing[0]}=VALUE")
     kinds = {p.name: hints.get(p.name, _kind_of(p.default)) for p in parameters}
     reward = maker(**{o: convert(f"reward {name!r}: {o}", text, kinds[o]) for o, text in options.items()})
-    if not callable(reward):
+    if not callable(reward) and not callable(getattr(reward, "scores", None)):
         raise UserError(f"reward {name!r}: {maker.__name__} has no __call__; add __call__(self, images, words)")
-    return cast(Reward, reward)
+    return with_features(reward)
 
 
 def _hints(maker: type) -> dict[str, Any]:

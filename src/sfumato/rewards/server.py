@@ -16,6 +16,7 @@ from sfumato.errors import UserError
 from sfumato.rewards import needs
 from sfumato.rewards.base import Part, RewardError, score
 from sfumato.rewards.endpoint import is_loopback
+from sfumato.rewards.groups import GroupReward
 from sfumato.rewards.wire import Answer, unpack
 
 LARGEST_REQUEST = 256 * 2**20
@@ -33,8 +34,9 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
         device: device of the images.
 
     Raises:
-        UserError: starlette is not installed.
+        UserError: starlette is not installed, or the reward compares images.
     """
+    check_part(name, part)
     needs.package("starlette", "serve")
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -89,6 +91,16 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
         return JSONResponse({"reward": name, "status": "ready", "version": version("sfumato")})
 
     return Starlette(routes=[Route("/health", health), Route("/score", answer, methods=["POST"])])
+
+
+def check_part(name: str, part: Part) -> None:
+    """Check that a reward scores images one by one: a server gets batches in parts.
+
+    Raises:
+        UserError: the reward compares images.
+    """
+    if isinstance(part.reward, GroupReward):
+        raise UserError(f"reward: {name} compares images, but a server gets parts of a batch; use it where you train")
 
 
 def serve(name: str, part: Part, bound: socket.socket, *, token: str = "", device: str) -> None:

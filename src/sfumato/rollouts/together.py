@@ -1,5 +1,6 @@
 """Draw and score images that all processes need: each process does its share, and all receive the whole."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,7 @@ def score_together(
     reward: WeightedSum, process: Process, drawn: Drawn
 ) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
     """Score images that all processes have, each process its share; return the weighted sum and the parts' scores.
+    Rewards that compare images compare those of the same class and caption.
 
     Raises:
         UserError: a reward failed on any process. All processes raise it.
@@ -59,6 +61,32 @@ def score_together(
     count = len(drawn.images)
     mine = process.padded_share(count)
     with process.together():
-        _, scores = reward(drawn.images[mine.to(drawn.images.device)], drawn.words[mine])
-    whole = {name: process.gather(part)[:count] for name, part in scores.items()}
-    return reward.total(whole), whole
+        seen = reward.see(drawn.images[mine.to(drawn.images.device)], drawn.words[mine])
+    whole = {name: process.gather(part)[:count] for name, part in seen.items()}
+    return finish_together(reward, process, whole, drawn.words)
+
+
+def finish_together(
+    reward: WeightedSum,
+    process: Process,
+    seen: Mapping[str, Tensor],
+    words: Words,
+    groups: Int[Tensor, " B"] | None = None,
+) -> tuple[Float[Tensor, " B"], dict[str, Tensor]]:
+    """Return the weighted sum and the parts' scores from what the rewards saw of all images, which all processes have.
+
+    The main process compares images for all, so that all have the same scores, whatever a reward draws or remembers.
+
+    Raises:
+        UserError: a reward failed. All processes raise it.
+    """
+    if not reward.compares:
+        return reward.finish(seen, words, groups)
+    scores = dict(seen)
+    with process.together():
+        if process.is_main:
+            scores = reward.finish(seen, words, groups)[1]
+    for name in reward.compares:
+        mine = scores[name] if process.is_main else torch.zeros(len(words), device=seen[name].device)
+        scores[name] = process.gather(mine)[: len(words)]
+    return reward.total(scores), scores

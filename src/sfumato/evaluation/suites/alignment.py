@@ -18,6 +18,7 @@ from sfumato.naming import find_classes, find_labels
 from sfumato.policy import Generator
 from sfumato.request import Words
 from sfumato.rewards import WeightedSum, build_reward
+from sfumato.rewards.base import join_seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +75,19 @@ class Alignment:
                     "subfolder per class"
                 )
         columns: dict[str, list[float]] = {}
-        first = 0
+        seen, first = [], 0
         for batch, words in batches(images, self.drawing.batch_size):
             batch = batch.to(target.device)
             if reward is not None:
-                for name, scores in reward(batch, words)[1].items():
-                    columns.setdefault(name, []).extend(scores.tolist())
+                seen.append(reward.see(batch, words))
             if recognition is not None and labels is not None:
                 hits = top_hits(recognition.logits(batch), labels[first : first + len(batch)]).float()
                 columns.setdefault("top-1", []).extend(hits[:, 0].tolist())
                 columns.setdefault("top-5", []).extend(hits[:, 1].tolist())
             first += len(batch)
+        if reward is not None:
+            _, scores = reward.finish(join_seen(seen), images.words)
+            columns = {name: part.tolist() for name, part in scores.items()} | columns
         measurement = {name: Figure.mean(parts) for name, parts in columns.items()}
         if self.seen and labels is not None and recognition is not None:
             seen = torch.isin(labels, torch.tensor(find_classes(self.seen, recognition.class_names))).tolist()

@@ -16,6 +16,7 @@ from sfumato.evaluation.targets import Drawing, Target
 from sfumato.policy import Generator
 from sfumato.request import Words
 from sfumato.rewards import build_reward
+from sfumato.rewards.base import join_seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,12 @@ class DrawBench:
         def measure(target: Target) -> Measurement:
             images = target.images(self.drawing, ask)
             words = asked(target, images, prompts, self.per_prompt)
-            columns: dict[str, list[float]] = {}
-            first = 0
+            seen, first = [], 0
             for batch, _ in batches(images, self.drawing.batch_size):
-                part = words[first : first + len(batch)]
-                for name, scores in reward(batch.to(target.device), part)[1].items():
-                    columns.setdefault(name, []).extend(scores.tolist())
+                seen.append(reward.see(batch.to(target.device), words[first : first + len(batch)]))
                 first += len(batch)
-            return {name: Figure.mean(parts) for name, parts in columns.items()}
+            _, scores = reward.finish(join_seen(seen), words)
+            return {name: Figure.mean(parts.tolist()) for name, parts in scores.items()}
 
         return measure
 

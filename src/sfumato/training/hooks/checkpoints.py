@@ -14,12 +14,14 @@ from sfumato.engine.process import Process
 from sfumato.errors import UserError
 from sfumato.families.library import holds_model
 from sfumato.files import remove, settle, staging, step_folders
+from sfumato.rewards import WeightedSum
 from sfumato.training.hooks.hook import Progress
 
 
 @dataclass
 class Checkpoints:
-    """Hook that writes a folder per checkpoint: the engine's files, and the random generator's state in `state.pt`.
+    """Hook that writes a folder per checkpoint: the engine's files, and in `state.pt` the state of the random generator
+    and those of rewards.
 
     A checkpoint is written while the next step runs, and complete when that step ends.
     """
@@ -28,6 +30,7 @@ class Checkpoints:
     engine: Engine
     process: Process
     rng: torch.Generator
+    reward: WeightedSum
     every: int
     keep: int
     _writing: Future[None] | None = None
@@ -55,7 +58,7 @@ class Checkpoints:
         if self.process.is_main:
             set_aside(path)
         wait = self.engine.save(staging(path), previous)
-        state = {"step": step, "rng": self.rng.get_state()}
+        state = {"step": step, "rng": self.rng.get_state(), "rewards": self.reward.state_dict()}
         self._writing = self._pool.submit(self._write, path, wait, state)
 
     def finish(self) -> None:
@@ -98,6 +101,7 @@ class Checkpoints:
             remedy = f"resume from {previous[0].name}" if previous else "start again from the first step"
             raise UserError(f"checkpoint: {newest} is damaged: {fault}; delete this folder to {remedy}") from error
         self.rng.set_state(state["rng"])
+        self.reward.load_state_dict(state.get("rewards", {}))  # version 0.1 has none
         return state["step"]
 
 
