@@ -9,7 +9,7 @@ from tiny import LLAMAGEN_TEXT, VQ_TOKENIZER
 
 from sfumato.families.library import save_model
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.tokenizer import VQModel
+from sfumato.families.vq import VQModel
 from sfumato.policy import Card
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfumato.evaluation.features import Features, features_of, inception_features, load_extractor, load_inception
+from sfumato.evaluation.features import Features, features_of, inception_features, load_extractor
 from sfumato.evaluation.image_sets import StoredImages, write_image
-from sfumato.evaluation.inception import Inception, resize_as_tensorflow
+from sfumato.rewards.inception import Inception, load_inception, resize_as_tensorflow
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_resize_by_hand():
 
 
 def test_parts_of_inception(inception_file: Path):
-    model, seen = load_inception(str(inception_file)), []
+    model, seen = load_inception(str(inception_file), "extractor_weights"), []
     model.Mixed_6d.get_submodule("branch1x1").register_forward_hook(lambda *arguments: seen.append(arguments[2]))
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     features = inception_features(model, images)

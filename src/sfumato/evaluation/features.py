@@ -1,7 +1,6 @@
 """Features for distances between images: pooled and spatial features of a network, and its log-probabilities."""
 
 import functools
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.emoji.judges import Classifier, load_classifier
-from sfumato.errors import UserError
 from sfumato.evaluation.image_sets import Images, batches
-from sfumato.evaluation.inception import WEIGHTS, Inception
 from sfumato.rewards import classifier as imagenet
-from sfumato.rewards import needs
+from sfumato.rewards.inception import Inception, load_inception
 
 CHANNELS = 7
 """Number of channels of a feature map that form the spatial features (Nash et al. 2021)."""
@@ -55,28 +52,10 @@ def load_extractor(network: Network, weights: str | None, device: torch.device) 
         classifier = load_classifier(None if weights is None else Path(weights)).to(device)
         return functools.partial(emoji_features, classifier)
     if network == "inception":
-        return functools.partial(inception_features, load_inception(weights).to(device))
+        return functools.partial(inception_features, load_inception(weights, "extractor_weights").to(device))
     loaded = imagenet.load_network("efficientnet-lite0", weights)
     loaded.module.to(device)
     return functools.partial(efficientnet_features, loaded)
-
-
-def load_inception(weights: str | None) -> Inception:
-    """Load Inception with its weights.
-
-    Raises:
-        UserError: the weights are not available, or belong to another network.
-    """
-    try:
-        tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
-        model = Inception()
-        model.load_state_dict(tensors)
-    except (ValueError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"extractor_weights: {' '.join(str(error).split())[:200]}; give Inception's weights, "
-            "pt_inception-2015-12-05-6726825d.pth from the releases of pytorch-fid or torch-fidelity"
-        ) from error
-    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()

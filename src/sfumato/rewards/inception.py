@@ -4,6 +4,7 @@ The layers have the names of `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid
 strictly.
 """
 
+import pickle
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from sfumato.errors import UserError
+from sfumato.rewards import needs
 
 SIDE = 299
 """Side in pixels of the network's input."""
@@ -182,6 +186,28 @@ class Inception(nn.Module):
         pooled = self.Mixed_7c(self.Mixed_7b(x)).mean((2, 3))
         spatial = spatial.permute(0, 2, 3, 1).flatten(1)  # channels last, as in published moments
         return pooled, spatial, pooled @ self.fc.weight.T
+
+
+def load_inception(weights: str | None, field: str) -> Inception:
+    """Load the network with its weights.
+
+    Args:
+        weights: a file, or owner/repository/file on the hub; the published weights if not given.
+        field: setting that the weights come from, for messages.
+
+    Raises:
+        UserError: the weights are not available, or belong to another network.
+    """
+    try:
+        tensors = torch.load(needs.file(weights or WEIGHTS), map_location="cpu", weights_only=True)
+        model = Inception()
+        model.load_state_dict(tensors)
+    except (ValueError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{field}: {' '.join(str(error).split())[:200]}; give Inception's weights, "
+            "pt_inception-2015-12-05-6726825d.pth from the releases of pytorch-fid or torch-fidelity"
+        ) from error
+    return model.eval().requires_grad_(False)
 
 
 def resize_as_tensorflow(images: Float[Tensor, "B C H W"], side: int) -> Float[Tensor, "B C S S"]:
