@@ -17,12 +17,12 @@ from tiny_transformers import save_clip, save_mask2former
 
 from sfumato.cli.main import main
 from sfumato.data.prompts import find_prompts, read_prompts
-from sfumato.evaluation.detector import OBJECTS, Detector, cut_out, find_objects, load_detector, prepare
-from sfumato.evaluation.geneval_scoring import COLORS, Detection, is_correct, keep, relative_position, summary
 from sfumato.evaluation.image_sets import read_images, write_image
 from sfumato.evaluation.measurement import read_measurement
 from sfumato.evaluation.suites.geneval import check, figures, shows
 from sfumato.rewards.backbone import Clip
+from sfumato.rewards.detector import OBJECTS, Detector, cut_out, find_objects, load_detector, prepare
+from sfumato.rewards.geneval_scoring import COLORS, Detection, is_correct, keep, relative_position, summary
 
 
 def at(x: float, y: float, size: float = 10, score: float = 0.95) -> Detection:
@@ -247,9 +247,9 @@ def test_the_suite_with_its_networks(
     released: tuple[Path, Path], text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """From captions to scores, with the same classes that load the released networks."""
-    monkeypatch.setattr("sfumato.evaluation.detector.SHORT", 96)  # the published side takes seconds per image
-    monkeypatch.setattr("sfumato.evaluation.geneval_scoring.THRESHOLD", 0.01)
-    monkeypatch.setattr("sfumato.evaluation.geneval_scoring.COUNTING_THRESHOLD", 0.01)
+    monkeypatch.setattr("sfumato.rewards.detector.SHORT", 96)  # the published side takes seconds per image
+    monkeypatch.setattr("sfumato.rewards.geneval_scoring.THRESHOLD", 0.01)
+    monkeypatch.setattr("sfumato.rewards.geneval_scoring.COUNTING_THRESHOLD", 0.01)
     detector, clip = map(str, released)
     prompts = [read_prompts(find_prompts("geneval"))[n] for n in (2, 200, 300, 400, 500)]
     lines = [{**prompt.metadata, "prompt": prompt.caption} for prompt in prompts]

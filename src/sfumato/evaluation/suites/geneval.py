@@ -4,17 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfumato.data.images import find_images
 from sfumato.data.prompts import Prompt, read_prompts
 from sfumato.errors import UserError
 from sfumato.evaluation.asking import ask_prompts
-from sfumato.evaluation.detector import CLIP, MASK2FORMER, OBJECTS, Detector, load_detector
-from sfumato.evaluation.geneval_scoring import COLORS, RELATIONS, is_correct, keep, summary
 from sfumato.evaluation.image_sets import StoredImages, batches
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.named_files import FILE, PROMPTS
@@ -24,6 +20,9 @@ from sfumato.evaluation.targets import Drawing, Target
 from sfumato.files import write_text
 from sfumato.policy import Generator
 from sfumato.request import Words
+from sfumato.rewards.detector import CLIP, MASK2FORMER, Detector, load_detector
+from sfumato.rewards.geneval_reward import check, shows
+from sfumato.rewards.geneval_scoring import summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +78,6 @@ class GenEval:
         return figures(tags, correct)
 
 
-def shows(detector: Detector, image: Tensor, metadata: Any) -> bool:
-    """Return whether an image shows what its prompt describes."""
-    objects = keep(detector.detect(image), str(metadata["tag"]))
-    return is_correct(objects, metadata, lambda chosen, name: detector.colors(image, chosen, name))
-
-
 def figures(tags: Sequence[str], correct: Sequence[bool]) -> Measurement:
     """Return one row per task, and the mean of all tasks as "overall", where every task has the same total weight."""
     shares = summary(tags, correct)
@@ -96,32 +89,6 @@ def figures(tags: Sequence[str], correct: Sequence[bool]) -> Measurement:
     tasks = len(by_task)
     parts = [len(tags) / (tasks * tags.count(t)) * c for t, c in zip(tags, correct, strict=True)]
     return {**by_task, "overall": Figure(shares["overall"], tuple(parts))}
-
-
-def check(prompt: Prompt) -> None:
-    """Check the metadata of a prompt.
-
-    Raises:
-        UserError: it is missing or malformed, or the detector does not know an object.
-    """
-    place = f"prompts: {prompt.caption!r}"
-    if "tag" not in prompt.metadata or "include" not in prompt.metadata:
-        raise UserError(f"{place} has no tag or include; give a file like GenEval's evaluation_metadata.jsonl")
-    for key in ("include", "exclude"):
-        clauses: Any = prompt.metadata.get(key, [])
-        if not isinstance(clauses, list) or not all(isinstance(clause, dict) for clause in clauses):
-            raise UserError(f"{place} has no list of objects in {key}; give a file like GenEval's")
-        for number, clause in enumerate(clauses):
-            wanted, count = clause.get("class"), clause.get("count")
-            relation, other = clause.get("position", (RELATIONS[0], -1))
-            if wanted not in OBJECTS:
-                raise UserError(f"{place} asks for {wanted!r}, which is not a COCO class; fix it")
-            if not isinstance(count, int) or count < 1:
-                raise UserError(f"{place} asks for {count!r} of {wanted!r}; give a count of 1 or more")
-            if clause.get("color", COLORS[0]) not in COLORS:
-                raise UserError(f"{place} asks for the color {clause['color']!r}; give one of {', '.join(COLORS)}")
-            if relation not in RELATIONS or other not in range(-1, number):
-                raise UserError(f"{place} has the position {relation!r} to object {other!r}; name an earlier object")
 
 
 def stored_samples(folder: Path, prompts: list[Prompt], per_prompt: int) -> StoredImages | None:

@@ -102,6 +102,40 @@ def is_correct(objects: Objects, metadata: Mapping, classify: Classify) -> bool:
     return correct
 
 
+def graded(objects: Objects, metadata: Mapping, classify: Classify) -> float:
+    """Return how well the conditions of "include" are met on average, at most 1, as in the reward of Flow-GRPO
+    (Liu et al. 2025, arXiv 2505.05470, `reward-server/reward_server/gen_eval.py`).
+
+    For each class there is one condition for the number, 1 - |found - wanted| / wanted, which is negative for more than
+    twice as many. If the number is right, there is another for the color, 1 - |this color - wanted| / wanted, and one
+    for the position, 1 or 0; if it is wrong, one of 0 for both together. "exclude" is not read, since numbers must be
+    exact. Flow-GRPO's code adds a 1 even for a wrong position, besides the 0; this function does not.
+
+    The arguments are those of `is_correct`.
+    """
+    marks: list[float] = []
+    groups: list[Sequence[Detection] | None] = []
+    for wanted in metadata.get("include", ()):
+        found, count = list(objects.get(wanted["class"], ())), wanted["count"]
+        marks.append(1 - abs(count - len(found)) / count)
+        matched = len(found) == count
+        if not matched and ("color" in wanted or "position" in wanted):
+            marks.append(0.0)
+        if matched and "color" in wanted:
+            right = list(classify(found, wanted["class"])).count(wanted["color"])
+            marks.append(1 - abs(count - right) / count)
+            matched = right == count
+        if matched and "position" in wanted:
+            relation, number = wanted["position"]
+            others = groups[number]
+            matched = others is not None and all(
+                relation in relative_position(one.box, other.box) for one in found for other in others
+            )
+            marks.append(float(matched))
+        groups.append(found if matched else None)
+    return sum(marks) / len(marks) if marks else 0.0
+
+
 def summary(tags: Sequence[str], correct: Sequence[bool]) -> dict[str, float]:
     """Return the share of correct images of each task, in order of first appearance, and their mean as "overall"."""
     tasks = {tag: [c for t, c in zip(tags, correct, strict=True) if t == tag] for tag in dict.fromkeys(tags)}

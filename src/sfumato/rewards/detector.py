@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sfumato.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalize, resize
 from sfumato.errors import UserError
-from sfumato.evaluation.geneval_scoring import COLORS, Detection
 from sfumato.rewards import needs
 from sfumato.rewards.backbone import Clip, load_clip
+from sfumato.rewards.geneval_scoring import COLORS, Detection
 
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
