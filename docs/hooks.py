@@ -17,11 +17,12 @@ def summaries(docs: Path) -> list[Path]:
 
 
 def on_config(config: Any) -> Any:
-    """Add every summary to the navigation, after the results page."""
+    """Add every summary and every page of a study to the navigation, after the results page."""
     docs = Path(config.docs_dir)
     for section in config.nav:
         if "Results" in section:
             section["Results"] += [{path.parent.name: str(path.relative_to(docs))} for path in summaries(docs)]
+            section["Results"] += [{path.stem: str(path.relative_to(docs))} for path in sorted(docs.glob("study/*.md"))]
     return config
 
 

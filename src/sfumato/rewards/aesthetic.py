@@ -58,8 +58,9 @@ def load_head(path: str) -> nn.Sequential:
         raise UserError(f"head: {path} is not an aesthetic predictor V2 ({' '.join(str(error).split())})") from error
 
 
-def build_head(tensors: dict[str, Tensor]) -> nn.Sequential:
-    """Build five linear layers with these weights, named 0, 2, 4, 6 and 7. ImageReward has the same head.
+def build_head(tensors: dict[str, Tensor], dropouts: tuple[float, ...] = DROPOUTS) -> nn.Sequential:
+    """Build five linear layers with these weights, named 0, 2, 4, 6 and 7, or 8 with four rates of dropout. ImageReward
+    has the same head.
 
     Raises:
         RuntimeError: the weights do not fit these layers.
@@ -69,8 +70,8 @@ def build_head(tensors: dict[str, Tensor]) -> nn.Sequential:
     for number, width in enumerate(WIDTHS):
         layers.append(nn.Linear(before, width))
         before = width
-        if number < len(DROPOUTS):
-            layers.append(nn.Dropout(DROPOUTS[number]))
+        if number < len(dropouts):
+            layers.append(nn.Dropout(dropouts[number]))
     head = nn.Sequential(*layers)
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)
