@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.errors import UserError
 from sfumato.naming import words_of
 from sfumato.request import Inputs, Request, Words
-from sfumato.rollout import Rollout
+from sfumato.rollout import Fork, Rollout
 from sfumato.settings import Settings
 
 DECODING_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -99,7 +99,7 @@ class Reduction:
     """A function of logits, computed for some positions at a time."""
 
     function: Callable[[Tensor, slice], Tensor]
-    """function of the logits (B, t, V) of some positions, and which these are, that returns (B, t)"""
+    """function of the logits (B, t, V) of some positions, and which these are, that returns (B, t) or (B, t, F)"""
     positions: int
     """number of positions at a time"""
 
@@ -135,6 +135,16 @@ class ScoresPrefixes(Protocol):
         /,
     ) -> Float[Tensor, "B L *V"]:
         """Return guided logits of the first `count` units, whose tokens are given, or a function of them (B, L)."""
+        ...
+
+
+@runtime_checkable
+class Forks(Protocol):
+    """A generator whose decoding state can be copied, so that images share the work of their first units."""
+
+    def fork(self, state: Any, repeats: int, /) -> Any:
+        """Return a state with each image `repeats` times, after at least one step. Copies are adjacent, and steps of
+        one state leave the other as it is."""
         ...
 
 
@@ -184,13 +194,15 @@ class Policy:
 
     @torch.no_grad()
     @sdpa_kernel(DECODING_KERNELS)
-    def sample(self, request: Request, seeds: Integer[Tensor, " B"]) -> Rollout:
+    def sample(self, request: Request, seeds: Integer[Tensor, " B"], fork: Fork | None = None) -> Rollout:
         """Sample one image per request, as tokens.
 
         Args:
             request: B requests.
             seeds: one non-negative number per image; it alone determines the image's random draws, so the other
                 images in the batch make no difference.
+            fork: if given, adjacent images share their first units, whose draws are those of the first one's seed. They
+                must have the same request, and the generator `Forks`.
 
         Returns:
             The tokens, with log-probabilities and entropies of the distribution they were drawn from (after
@@ -198,20 +210,18 @@ class Policy:
         """
         generator, device = self.generator, self.device
         uniforms = uniform_numbers(seeds, sum(generator.units)).to(device)
-        state = generator.start(request.inputs.to(device), self.settings)
-        tokens, log_probs, entropies = [], [], []
-        drawn = None
+        copies = fork.continuations if fork else 1  # of what is drawn so far
+        state = generator.start(request[::copies].inputs.to(device), self.settings)
+        parts: list[tuple[Tensor, ...]] = []
         for unit, unit_uniforms in enumerate(uniforms.split(generator.units, dim=1)):
-            drawn, log_prob, entropy = self.choose(generator.step(state, drawn), unit, unit_uniforms)
-            tokens.append(drawn)
-            log_probs.append(log_prob)
-            entropies.append(entropy)
+            if fork and unit == fork.unit:
+                assert isinstance(generator, Forks)
+                state, parts, copies = generator.fork(state, copies), [repeated(part, copies) for part in parts], 1
+            drawn = parts[-1][0] if parts else None
+            parts.append(self.choose(generator.step(state, drawn), unit, unit_uniforms[::copies]))
+        tokens, log_probs, entropy = (torch.cat(units, dim=1) for units in zip(*parts, strict=True))
         return Rollout(
-            request=request,
-            tokens=torch.cat(tokens, dim=1),
-            log_probs=torch.cat(log_probs, dim=1),
-            entropy=torch.cat(entropies, dim=1),
-            units=tuple(generator.units),
+            request=request, tokens=tokens, log_probs=log_probs, entropy=entropy, units=tuple(generator.units)
         )
 
     def choose(
@@ -222,8 +232,31 @@ class Policy:
         drawn = inverse_cdf(log_probs.exp(), uniforms)
         return drawn, log_probs.gather(-1, drawn[..., None])[..., 0], entropy_of(log_probs)
 
+    @torch.no_grad()
+    def sample_given(self, request: Request, context: Int[Tensor, "B L"], seeds: Integer[Tensor, " B"]) -> Rollout:
+        """Sample each token given the units of `context` before it, instead of those that are drawn (teacher forcing).
+
+        Args:
+            request: B requests.
+            context: tokens of whole images.
+            seeds: one non-negative number per image, as for `sample`.
+        """
+        units = tuple(self.generator.units)
+        logits = self.generator.logits(request.inputs.to(self.device), context, self.settings)
+        uniforms = uniform_numbers(seeds, sum(units)).to(self.device)
+        inputs = zip(logits.split(units, dim=1), uniforms.split(units, dim=1), strict=True)
+        parts = [self.choose(part, unit, numbers) for unit, (part, numbers) in enumerate(inputs)]
+        tokens, log_probs, entropy = (torch.cat(chosen, dim=1) for chosen in zip(*parts, strict=True))
+        return Rollout(
+            request=request, tokens=tokens, log_probs=log_probs, entropy=entropy, units=units, context=context
+        )
+
     def log_probs(
-        self, request: Request, tokens: Int[Tensor, "B L"], units: tuple[int, ...] = ()
+        self,
+        request: Request,
+        tokens: Int[Tensor, "B L"],
+        units: tuple[int, ...] = (),
+        context: Int[Tensor, "B L"] | None = None,
     ) -> Float[Tensor, "B L"]:
         """Return the log-probability (nats) of each token given the previous units; -inf if truncation removes it.
 
@@ -231,13 +264,32 @@ class Policy:
             request: B requests.
             tokens: their tokens.
             units: number of tokens in each unit, if the tokens may be those of the first units only.
+            context: tokens that make up the previous units; by default, `tokens` themselves.
         """
 
         def log_probs(logits: Tensor, span: slice) -> Tensor:
             drawn = tokens[:, span]
             return -F.cross_entropy(logits.flatten(0, 1), drawn.flatten(), reduction="none").unflatten(0, drawn.shape)
 
-        return self._score(request, tokens, log_probs, units)
+        return self._score(request, tokens if context is None else context, log_probs, units)
+
+    def log_probs_and_entropy(
+        self,
+        request: Request,
+        tokens: Int[Tensor, "B L"],
+        units: tuple[int, ...] = (),
+        context: Int[Tensor, "B L"] | None = None,
+    ) -> tuple[Float[Tensor, "B L"], Float[Tensor, "B L"]]:
+        """Return the log-probability of each token, as `log_probs` does, and the entropy of its distribution (nats),
+        from one pass."""
+
+        def both(logits: Tensor, span: slice) -> Tensor:
+            log_probs = logits.log_softmax(-1)
+            drawn = log_probs.gather(-1, tokens[:, span, None])[..., 0]
+            return torch.stack([drawn, entropy_of(log_probs)], dim=-1)
+
+        log_probs, entropy = self._score(request, tokens if context is None else context, both, units).unbind(-1)
+        return log_probs, entropy
 
     def entropy(self, request: Request, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """Return the entropy (nats) of the distribution at each token, given the previous units."""
@@ -285,7 +337,7 @@ class Policy:
         tokens: Int[Tensor, "B L"],
         function: Callable[[Tensor, slice], Tensor],
         units: tuple[int, ...] = (),
-    ) -> Float[Tensor, "B L"]:
+    ) -> Float[Tensor, "B L *F"]:
         """Return a function of the logits at each token: all at once, or some positions at a time."""
         generator: Any = self.generator
         settings, inputs = self.settings, request.inputs.to(self.device)
@@ -323,6 +375,11 @@ def uniform_numbers(seeds: Integer[Tensor, " B"], count: int) -> Float[Tensor, "
         raise UserError(f"seeds: {int(seeds.min())} is negative; give numbers of 0 or more")
     draws = [np.random.default_rng(seed).random(count, dtype=np.float32) for seed in seeds.tolist()]
     return torch.from_numpy(np.stack(draws))
+
+
+def repeated(tensors: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """Return tensors with each row `count` times; copies are adjacent."""
+    return tuple(tensor.repeat_interleave(count, dim=0) for tensor in tensors)
 
 
 def inverse_cdf(probabilities: Float[Tensor, "B u V"], uniforms: Float[Tensor, "B u"]) -> Int[Tensor, "B u"]:

@@ -12,10 +12,12 @@ from torch import Tensor
 from sfumato.objectives import Credit
 from sfumato.policy import Policy
 from sfumato.request import Request
-from sfumato.rollout import Batch, Rollout
+from sfumato.rollout import Batch, Fork, Rollout
 
-Loss = Callable[[Float[Tensor, "B L"], Batch, Credit], tuple[Float[Tensor, ""], dict[str, Tensor]]]
-"""The `loss` method of an objective."""
+Loss = Callable[..., tuple[Float[Tensor, ""], dict[str, Tensor]]]
+"""The `loss` method of an objective: of log-probabilities (nats; B, L; with gradients), some images of the batch, their
+credit, and, for an objective that `LearnsFromEntropy`, the entropy of the distribution of each token (like the
+log-probabilities)."""
 
 
 @runtime_checkable
@@ -47,7 +49,7 @@ class Engine(Protocol):
         """Return a context for drawing images, in which every parameter is at hand."""
         ...
 
-    def sample(self, request: Request, seeds: Int[Tensor, " B"]) -> Rollout:
+    def sample(self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None) -> Rollout:
         """Draw as `policy.sample` does, in the way that suits the device; only in the `drawing` context."""
         ...
 

@@ -34,7 +34,7 @@ from sfumato.families.library import find_family, save_model
 from sfumato.objectives import Credit
 from sfumato.policy import Policy, ReducesLogits
 from sfumato.request import Request
-from sfumato.rollout import Batch, Rollout
+from sfumato.rollout import Batch, Fork, Rollout
 from sfumato.settings import Settings
 
 BY_POSITION = ("ratio_mean", "clip_fraction")
@@ -56,6 +56,7 @@ class TorchEngine:
         *,
         base: Mapping[str, str | None],
         keep_reference: bool = True,
+        with_entropy: bool = False,
         scoring: Settings | None = None,
     ):
         """Take over a policy's network.
@@ -66,6 +67,7 @@ class TorchEngine:
             process: this process among its peers.
             base: the arguments of `load_generator` that the policy was loaded with; saved adapters refer to it.
             keep_reference: whether `reference` will be called.
+            with_entropy: whether the loss gets the entropy too.
             scoring: settings for ratios and the KL; the policy's by default.
 
         Raises:
@@ -87,7 +89,7 @@ class TorchEngine:
             self.adapter = Adapter(base=base, rank=config.lora_rank, alpha=config.lora_alpha, targets=targets)
         elif keep_reference:
             self._frozen = copy.deepcopy(network).requires_grad_(False).eval()
-        self._has_reference = keep_reference
+        self._has_reference, self._with_entropy = keep_reference, with_entropy
         if self._frozen is not None:
             if config.precision == "bf16":
                 halve(family.blocks(self._frozen))
@@ -141,9 +143,11 @@ class TorchEngine:
             for parameter, copied in zip(ours.parameters(), theirs.parameters(), strict=True):
                 copied.copy_(parameter)
 
-    def sample(self, request: Request, seeds: Int[Tensor, " B"]) -> Rollout:
-        """Draw as `policy.sample` does."""
-        return (self._drawer or self.policy).sample(request, seeds)
+    def sample(self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None) -> Rollout:
+        """Draw as `policy.sample` does; CUDA graphs, whose memory has as many rows at every token, draw no trees."""
+        if fork or self._drawer is None:
+            return self.policy.sample(request, seeds, fork)
+        return self._drawer.sample(request, seeds)
 
     def _scoring(self, policy: Policy, settings: Settings) -> Policy:
         """Return the policy for ratios and the KL."""
@@ -236,13 +240,18 @@ class TorchEngine:
         mine = taught[process.rank :: process.count].split(self.config.micro_batch_size)
         for number, index in enumerate(mine, 1):
             part = batch[index]
+            drawn, scorer = part.rollout, self.scorer
+            entropy: Sequence[Tensor] = ()
             with self.autocast():
-                drawn = part.rollout
-                log_probs = self.scorer.log_probs(drawn.request, drawn.tokens, drawn.units)
-            change = log_probs.detach() - part.rollout.log_probs
+                scored = (drawn.request, drawn.tokens, drawn.units, drawn.context)
+                if self._with_entropy:
+                    log_probs, *entropy = scorer.log_probs_and_entropy(*scored)
+                else:
+                    log_probs = scorer.log_probs(*scored)
+            change = log_probs.detach() - drawn.log_probs
             if on_policy:
-                part = replace(part, rollout=replace(part.rollout, log_probs=log_probs.detach()))
-            value, figures = loss(log_probs, part, credit[index])
+                part = replace(part, rollout=replace(drawn, log_probs=log_probs.detach()))
+            value, figures = loss(log_probs, part, credit[index], *entropy)
             self.layout.backward(value * (len(index) / size), last=number == len(mine))
             mismatch = {"mismatch/mean": change.abs().mean(), "mismatch/ratio": change.exp().mean()}
             largest.append(change.abs().max())

@@ -23,7 +23,8 @@ class GRPO:
     kl_weight: float = 0.2
     """beta: weight of the KL to the reference, the model before training; at 0, no reference is kept in memory"""
     kl: Penalty = "k3"
-    """estimate of the KL in the loss: k3, or k2, whose gradient is that of the KL for tokens that are just drawn"""
+    """KL in the loss: k3, an estimate; k2, an estimate whose gradient is that of the KL for tokens that are just drawn;
+    or exact, for models whose tokens have two values"""
     deviation: Deviation = "group"
     """what differences from the group's mean are divided by: the standard deviation of the group or of the batch, or
     none"""
@@ -108,7 +109,7 @@ def clipped_loss(
     ratio = (log_probs.detach() - part.rollout.log_probs).exp()
     clipped = clipped_tokens(ratio, credit.weights, clip, clip_high)
     stats = {"ratio_mean": ratio.mean(), "clip_fraction": clipped.float().mean()}
-    return penalized(-surrogate, log_probs, part, kl_weight, stats, penalty)
+    return penalized(-surrogate, log_probs, part, kl_weight, stats, penalty, credit.kl_weights)
 
 
 def penalized(
@@ -118,12 +119,14 @@ def penalized(
     kl_weight: float,
     stats: dict[str, Tensor],
     penalty: Penalty = "k3",
+    kl_weights: Float[Tensor, "B #L"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Add kl_weight·KL to the loss of each token; return the mean over all tokens, and the statistics with those of the
-    KL. Without reference log-probabilities, the KL is left out."""
+    """Add kl_weight·KL to the loss of each token, times its own factor in `kl_weights` if they are given; return the
+    mean over all tokens, and the statistics with those of the KL (without these factors). Without reference
+    log-probabilities, the KL is left out."""
     if part.reference_log_probs is not None:
         kl = PENALTIES[penalty](log_probs, part.reference_log_probs)
-        loss = kl_weight * kl + loss
+        loss = kl_weight * (kl if kl_weights is None else kl_weights * kl) + loss
         clamped = part.reference_log_probs - log_probs.detach() > LARGEST
         stats = {"kl": kl.detach().mean(), "kl_clamped": clamped.float().mean(), **stats}
     return loss.mean(), stats
