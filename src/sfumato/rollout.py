@@ -11,6 +11,16 @@ from sfumato.request import Index, Request
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fork:
+    """A tree of images: each `continuations` adjacent images have the same tokens before a unit, drawn once."""
+
+    unit: int
+    """the first unit that differs, counted from 0"""
+    continuations: int
+    """number of images that share the units before it"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Images drawn from a policy, as tokens, with the log-probabilities and entropies from sampling."""
 
@@ -22,6 +32,10 @@ class Rollout:
     """entropy of that distribution (nats)"""
     units: tuple[int, ...] = ()
     """number of tokens in each unit, e.g. in each scale; empty if it is not known"""
+    whole_units: tuple[int, ...] = ()
+    """units of the whole images, if only the tokens of the first units are kept; empty otherwise"""
+    context: Int[Tensor, "B L"] | None = None
+    """tokens that the units were drawn after, if these are not the drawn ones (teacher forcing); None otherwise"""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -33,6 +47,8 @@ class Rollout:
             log_probs=self.log_probs[index],
             entropy=self.entropy[index],
             units=self.units,
+            whole_units=self.whole_units,
+            context=None if self.context is None else self.context[index],
         )
 
     def prefix(self, count: int) -> "Rollout":
@@ -44,6 +60,8 @@ class Rollout:
             log_probs=self.log_probs[:, : sum(units)],
             entropy=self.entropy[:, : sum(units)],
             units=units,
+            whole_units=self.whole_units or self.units,
+            context=None if self.context is None else self.context[:, : sum(units)],
         )
 
     def split(self, size: int) -> Iterator["Rollout"]:
@@ -54,12 +72,15 @@ class Rollout:
 
 def concatenate(rollouts: list[Rollout], request: Request) -> Rollout:
     """Join several rollouts into one; `request` is the request for all of their images, in the same order."""
+    contexts = [r.context for r in rollouts if r.context is not None]  # all have one, or none
     return Rollout(
         request=request,
         tokens=torch.cat([r.tokens for r in rollouts]),
         log_probs=torch.cat([r.log_probs for r in rollouts]),
         entropy=torch.cat([r.entropy for r in rollouts]),
         units=rollouts[0].units,
+        whole_units=rollouts[0].whole_units,
+        context=torch.cat(contexts) if contexts else None,
     )
 
 
@@ -76,6 +97,8 @@ class Batch:
     """weight of each reward in the sum, by name"""
     group_size: int
     """images per condition; not meaningful for a part of the batch"""
+    tree_size: int = 1
+    """number of adjacent images that share tokens"""
     reference_log_probs: Float[Tensor, "B L"] | None = None
     """log-probability of each token under the frozen reference (nats); None if the objective needs none"""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -92,9 +115,14 @@ class Batch:
             scores={name: scores[index] for name, scores in self.scores.items()},
             weights=self.weights,
             group_size=self.group_size,
+            tree_size=self.tree_size,
             reference_log_probs=None if reference is None else reference[index],
         )
 
     def minibatches(self, size: int, rng: torch.Generator) -> tuple[Int[Tensor, " M"], ...]:
-        """Return the positions of all images in random order, in parts of `size`."""
-        return torch.randperm(len(self), generator=rng).split(size)
+        """Return the positions of all images in random order, in parts of `size`, a multiple of `tree_size`.
+
+        Trees stay together: a second update with tokens that have just become unlikely would have an extreme KL.
+        """
+        trees = torch.randperm(len(self) // self.tree_size, generator=rng)[:, None]
+        return (trees * self.tree_size + torch.arange(self.tree_size)).flatten().split(size)

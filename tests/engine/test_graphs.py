@@ -71,7 +71,7 @@ class Recording:
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("interval", [-1, 3])
 def test_replayed_steps_draw_the_same(text: bool, interval: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: 4)
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: 4)
     generator = tiny_llamagen(text=text, guidance_interval=interval)
     assert isinstance(generator, Recordable)
     policy, recording = Policy(generator, Settings(guidance=2.5, temperature=0.7)), Recording()
@@ -94,7 +94,7 @@ def test_replayed_steps_draw_the_same(text: bool, interval: int, monkeypatch: py
 
 
 def test_another_batch_needs_other_memory(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: 4)
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: 4)
     policy, recording = Policy(tiny_llamagen(), Settings(guidance=2.5)), Recording()
     sampler = GraphedSampler(policy, recording)
     for count, recorded in ((3, 2), (3, 3), (2, 5)):
@@ -114,7 +114,7 @@ class Counter(TorchDispatchMode):
 
 
 def test_a_replayed_token_is_one_launch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: 4)
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: 4)
     replays: list[int] = []
     sampler = GraphedSampler(Policy(tiny_llamagen(), Settings(guidance=2.5)), lambda step: lambda: replays.append(1))
     request, seeds, advance, launches = tiny_request([0, 1]), torch.arange(2), sampler._advance, []

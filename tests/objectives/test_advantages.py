@@ -1,5 +1,6 @@
 """Group-relative advantages: by hand, and against the reference trainer."""
 
+import itertools
 import json
 import math
 
@@ -9,7 +10,7 @@ from errors import bad_input
 from golden_data import GOLDEN
 from safetensors.torch import load_file
 
-from sfumato.objectives.advantages import decoupled_advantages, group_advantages
+from sfumato.objectives.advantages import decoupled_advantages, group_advantages, max_variance_subset
 
 
 def test_by_hand():
@@ -107,3 +108,33 @@ def test_decoupled_equal_and_unscored():
     torch.testing.assert_close(advantages[3], -advantages[5], rtol=1e-6, atol=0)
     alone, _ = decoupled_advantages(torch.tensor([[NAN, NAN]]), torch.ones(1), 2)
     assert alone.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_subset_has_a_larger_variance(seed: int):
+    rng = torch.Generator().manual_seed(seed)
+    rewards = torch.randn(8, generator=rng) ** 3
+    if seed > 1:
+        rewards = rewards.round()  # with ties
+    for count in range(2, 9):
+        chosen = max_variance_subset(rewards, count)
+        assert chosen.tolist() == sorted(set(chosen.tolist()))
+        assert len(chosen) == count
+        best = max(rewards[list(subset)].var() for subset in itertools.combinations(range(8), count))
+        assert rewards[chosen].var() == pytest.approx(best.item(), rel=1e-5)
+
+
+def test_subsets_by_hand():
+    assert max_variance_subset(torch.tensor([0.0, 1.0, 5.0, 4.9, 0.1]), 2).tolist() == [0, 2]
+    assert max_variance_subset(torch.tensor([0.0, 1.0, 5.0, 4.9, 0.1]), 4).tolist() == [0, 2, 3, 4]
+    # Large rewards that differ little: the sums of squares alone would not tell them apart.
+    assert max_variance_subset(torch.tensor([1e6, 1e6 + 1, 1e6 + 2, 1e6 + 1]), 2).tolist() == [0, 2]
+
+
+def test_images_without_a_score_are_chosen_last():
+    nan = math.nan
+    assert max_variance_subset(torch.tensor([nan, 1.0, nan, 2.0, 3.0]), 2).tolist() == [1, 4]
+    assert max_variance_subset(torch.tensor([nan, 1.0, nan, 2.0, 3.0]), 3).tolist() == [1, 3, 4]
+    chosen = max_variance_subset(torch.tensor([nan, 1.0, nan, 2.0, 3.0]), 4).tolist()
+    assert len(set(chosen)) == 4
+    assert {1, 3, 4} < set(chosen)

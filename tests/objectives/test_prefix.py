@@ -1,6 +1,6 @@
 """Objectives that learn from the first units only."""
 
-import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from run_folders import metrics_of
 from tiny import tiny_config, tiny_llamagen, tiny_request, tiny_var, trainer_of
 
 from sfumato.errors import UserError
+from sfumato.families import load_generator
 from sfumato.families.library import save_model
 from sfumato.objectives import GRPO, PrefixGRPO
 from sfumato.policy import Policy
+from sfumato.rollout import Batch
 from sfumato.settings import Settings
 from sfumato.testing import class_request
-from sfumato.training.train import learned_units, train
+from sfumato.training.train import prefix_probabilities, train
 
 SETTINGS = [Settings(temperature=0.7), Settings(guidance=1.5, temperature=0.7), Settings(guidance=2.0, top_k=5)]
 
@@ -100,16 +102,31 @@ def test_a_run_learns_from_the_first_scale(tiny_model: Path, tmp_path: Path):
     assert all(line["mismatch/mean"] < 1e-5 for line in lines)
 
 
+def test_weighted_prefix_is_scale_grpo_of_these_scales():
+    """The tokens of the kept scales have the weights n^-alpha, whose mean over them is 1; without alpha it is GRPO."""
+    policy = Policy(tiny_var(), Settings())
+    rollout = policy.sample(tiny_request([0, 0, 1, 1]), torch.arange(4))
+    batch = Batch(
+        rollout=rollout, rewards=torch.tensor([0.0, 1.0, 3.0, 2.0]), scores={}, weights={}, group_size=2,
+        reference_log_probs=None, metrics={},
+    )  # fmt: skip
+    plain, weighted = (PrefixGRPO(units=2, alpha=alpha).credit(batch).weights for alpha in (0.0, 1.0))
+    advantages = GRPO().credit(batch).weights
+    torch.testing.assert_close(plain, advantages.expand(4, 5))
+    scales = torch.tensor([1.0, 0.25, 0.25, 0.25, 0.25]) * 5 / 2  # two scales of 1 and 4 tokens
+    torch.testing.assert_close(weighted, advantages * scales)
+    first = replace(batch, rollout=rollout.prefix(1))
+    torch.testing.assert_close(PrefixGRPO(units=1, alpha=1.0).credit(first).weights, advantages)
+
+
 def test_units_that_a_model_does_not_have():
-    policy = Policy(tiny_var())
-    assert learned_units(GRPO(), policy) is None
-    assert learned_units(PrefixGRPO(units=2), policy) == 2
+    generator = tiny_var()
+    assert prefix_probabilities(GRPO(), generator) == ()
+    assert prefix_probabilities(PrefixGRPO(units=2), generator) == (0.0, 1.0)
     with bad_input("objective.units", "3", "2"):
-        learned_units(PrefixGRPO(units=3), policy)
+        prefix_probabilities(PrefixGRPO(units=3), generator)
     with bad_input("objective.units", "0"):
         PrefixGRPO(units=0)
-
-    whole = types.SimpleNamespace(card=policy.generator.card, units=(1, 4))
-    policy.generator = whole  # pyright: ignore[reportAttributeAccessIssue]
-    with bad_input("objective.units", "whole images"):
-        learned_units(PrefixGRPO(units=1), policy)
+    bigram = load_generator(f"{Path(__file__).parents[2]}/examples/bigram.py:build")
+    with bad_input("objective", "bigram", "whole images"):
+        prefix_probabilities(PrefixGRPO(units=1), bigram)

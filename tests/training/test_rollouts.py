@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from errors import bad_input
 from tiny import tiny_config, tiny_request, trainer_of
+from torch import Tensor
 
 from sfumato.engine.timing import PhaseTimer
 from sfumato.objectives import GDPO, GRPO
-from sfumato.objectives.advantages import group_advantages
+from sfumato.objectives.advantages import group_advantages, max_variance_subset
+from sfumato.policy import Policy
+from sfumato.request import Request
+from sfumato.rollout import Batch
 
 REQUEST = tiny_request([0, 3]).repeat(4)
 
@@ -114,3 +119,51 @@ def test_equal_groups_are_drawn_again(tiny_model: Path, tmp_path: Path):
     total, _ = trainer.rollouts.reward(policy.decode(last.rollout.tokens), request.words)
     torch.testing.assert_close(total, last.rewards, rtol=0, atol=1e-5)
     assert all(len(set(group)) == 1 for group in request.words.labels.unflatten(0, (-1, 4)).tolist())
+
+
+def test_the_candidates_that_differ_most_are_learned_from(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    def batch_of(**changes: Any) -> Batch:
+        config = tiny_config(tiny_model, sample_batch_size=5, recompute_log_probs=True, **changes)
+        return trainer_of(config).rollouts.next(torch.Generator().manual_seed(0), PhaseTimer(torch.device("cpu")))
+
+    every, asked, score = batch_of(group_size=6), [], Policy.log_probs
+
+    def counted(self: Policy, request: Request, tokens: Tensor, *rest: Any) -> Tensor:
+        asked.append(len(tokens))
+        return score(self, request, tokens, *rest)
+
+    monkeypatch.setattr(Policy, "log_probs", counted)
+    batch = batch_of(candidates=6)
+    # Once by the reference, and once to replace the log-probabilities of drawing.
+    assert sum(asked) == 2 * 8
+    chosen = torch.cat([6 * number + max_variance_subset(every.rewards[6 * number :][:6], 4) for number in range(2)])
+    assert batch.group_size == 4
+    assert torch.equal(batch.rollout.tokens, every.rollout.tokens[chosen])
+    assert torch.equal(batch.rewards, every.rewards[chosen])
+    assert torch.equal(batch.scores["brightness"], every.scores["brightness"][chosen])
+    assert batch.rollout.request.words.names == every.rollout.request.words[chosen].names
+    for mine, whole in (
+        (batch.reference_log_probs, every.reference_log_probs),
+        (batch.rollout.log_probs, every.rollout.log_probs),
+    ):
+        assert mine is not None
+        assert whole is not None
+        torch.testing.assert_close(mine, whole[chosen], rtol=0, atol=1e-5)
+    assert batch.metrics["reward_mean"] == every.metrics["reward_mean"]  # of all candidates
+    assert batch.metrics["entropy"] == every.metrics["entropy"]
+    assert torch.equal(batch_of(candidates=6, overlap_rewards=True).rollout.tokens, batch.rollout.tokens)
+
+
+def test_candidates_of_groups_that_are_drawn_again(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "r.py").write_text(DULL)
+    config = tiny_config(tiny_model, reward={f"{tmp_path}/r.py:dull": 1.0}, candidates=6, redraws=20)
+    trainer = trainer_of(replace(config, objective=GRPO(kl_weight=0.1)))
+    batch = trainer.rollouts.next(torch.Generator().manual_seed(1), PhaseTimer(torch.device("cpu")))
+    assert batch.metrics["redrawn_groups"] > 0
+    assert not group_advantages(batch.rewards, 4)[1].any()
+    policy, rollout = trainer.policy, batch.rollout
+    log_probs = policy.log_probs(rollout.request, rollout.tokens)
+    assert batch.reference_log_probs is not None
+    torch.testing.assert_close(log_probs, batch.reference_log_probs, rtol=0, atol=1e-4)
+    total, _ = trainer.rollouts.reward(policy.decode(rollout.tokens), rollout.request.words)
+    torch.testing.assert_close(total, batch.rewards, rtol=0, atol=1e-5)

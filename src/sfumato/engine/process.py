@@ -67,9 +67,8 @@ class Process:
 
     def gather_rollout(self, rollout: Rollout, request: Request) -> Rollout:
         """Join the rollouts of all processes; `request` is the request for all images. Padding beyond it is dropped."""
-        parts = {
-            name: self.gather(getattr(rollout, name))[: len(request)] for name in ("tokens", "log_probs", "entropy")
-        }
+        names = ["tokens", "log_probs", "entropy", *(["context"] if rollout.context is not None else [])]
+        parts = {name: self.gather(getattr(rollout, name))[: len(request)] for name in names}
         return replace(rollout, request=request, **parts)
 
     def any(self, flag: bool) -> bool:

@@ -3,7 +3,8 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.errors import UserError
@@ -75,6 +76,30 @@ def leave_one_out_advantages(
     count = (~rewards.isnan()).unflatten(0, (-1, group_size)).sum(1, keepdim=True)
     factor = count / (count - 1).clamp_min(1)
     return (centered.unflatten(0, (-1, group_size)) * factor).flatten(), equal
+
+
+def max_variance_subset(rewards: Float[Tensor, " N"], count: int) -> Int[Tensor, " M"]:
+    """Return the positions, ascending, of the `count` rewards with the largest variance (PODS, arXiv 2504.13818,
+    algorithm 2): some of the highest and some of the lowest, which is always the best choice.
+
+    NaN rewards are chosen only if there are too few others.
+
+    Args:
+        rewards: of the candidates of a group.
+        count: number of them to choose, at most N.
+    """
+    order, known = rewards.argsort(stable=True), int((~rewards.isnan()).sum())  # NaN is last
+    if known <= count:
+        return order[:count].sort().values
+    values = rewards[order[:known]].double()
+    values = values - values.mean()  # for the precision of the sums
+    sums, squares = (F.pad(x.cumsum(0), (1, 0)) for x in (values, values.square()))
+    lowest = torch.arange(count + 1, device=rewards.device)  # how many of the lowest; the others are of the highest
+    highest = known - count + lowest
+    spread = squares[lowest] + squares[-1] - squares[highest]
+    spread = spread - (sums[lowest] + sums[-1] - sums[highest]).square() / count
+    best = int(spread.argmax())
+    return torch.cat([order[:best], order[known - count + best : known]]).sort().values
 
 
 def decoupled_advantages(

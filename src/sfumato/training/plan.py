@@ -28,7 +28,7 @@ from sfumato.plugins import is_path
 from sfumato.policy import Generator, Policy
 from sfumato.request import Request, Words
 from sfumato.rewards import build_reward
-from sfumato.rollout import Rollout
+from sfumato.rollout import Fork, Rollout
 from sfumato.text.reader import ReadsCaptions
 from sfumato.training.train_config import TrainConfig
 
@@ -141,7 +141,9 @@ def run_phases(
         engine.policy.sample = Excerpt(engine.policy, meter)  # pyright: ignore[reportAttributeAccessIssue]
     sampler = StandIns(generator, config)
     rollouts = build_rollouts(config, engine, process, sampler, build_reward({"brightness": 1.0}))
-    count = min(config.sample_batch_size, config.images_per_step // processes) if drawing else 1
+    count = min(config.sample_batch_size, config.drawn_per_step // processes) if drawing else 1
+    tree = rollouts.fork.continuations if rollouts.fork else 1
+    count = -(-count // tree) * tree
     request = engine.policy.request(sampler.images(count)).to(device)
     drawn = rollouts.collect(request, torch.arange(count), MeterTimer(device, meter))
     batch = drawn[torch.arange(config.images_per_step) % count]  # as large as that of a step
@@ -256,7 +258,7 @@ class StandIns:
     """A sampler of classes or, for a model that reads captions, of captions without a file."""
 
     def __init__(self, generator: Generator, config: TrainConfig):
-        self.group_size, self.groups = config.group_size, config.groups_per_step
+        self.group_size, self.groups = config.candidates or config.group_size, config.groups_per_step
         names = generator.card.class_names
         self.classes = ClassSampler(names, config.classes, config.caption_template) if names else None
 
@@ -303,8 +305,9 @@ class Excerpt:
         even = {round(2 + (count - 4) * number / (EXECUTED - 5)) for number in range(EXECUTED - 4)}
         self.positions = sorted({0, 1, 2, *even, count - 2, count - 1})
 
-    def __call__(self, request: Request, seeds: Tensor) -> Rollout:
-        """Draw like `Policy.sample`. The result has the full length; it repeats what was drawn first."""
+    def __call__(self, request: Request, seeds: Tensor, fork: Fork | None = None) -> Rollout:
+        """Draw like `Policy.sample`, but without sharing units. The result has the full length; it repeats what was
+        drawn first."""
         policy, positions = self.policy, self.positions
         generator, settings = policy.generator, policy.settings
         lists = {name: value for name, value in vars(settings).items() if isinstance(value, tuple)}
