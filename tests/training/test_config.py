@@ -44,6 +44,8 @@ from sfumato.training.train_config import to_json, upgraded
         ({"reward": {}}, "reward", ()),
         ({"minibatch_size": 3}, "minibatch_size", ("3", "8")),
         ({"minibatch_size": 16}, "minibatch_size", ("16", "8")),
+        ({"candidates": 3}, "candidates", ("3", "group_size 4")),
+        ({"candidates": -1}, "candidates", ("-1", "0")),
     ],
 )  # fmt: skip
 def test_refused(changes: dict[str, Any], field: str, pieces: tuple[str, ...]):

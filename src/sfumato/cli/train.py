@@ -67,7 +67,8 @@ SYNONYMS = {
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Align a generator with a reward. Every setting of the recipe is an option. --objective NAME chooses the
-    objective: grpo, dr-grpo, gdpo, dapo, gspo, cispo, rloo, scale-grpo, prefix-grpo, or path/to/file.py:Class."""
+    objective: grpo, dr-grpo, gdpo, dapo, gspo, cispo, rloo, scale-grpo, prefix-grpo,
+    random-prefix-grpo, tree-grpo, best-of-n, dpo, cca, va-pi, or path/to/file.py:Class."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run_dir: Path

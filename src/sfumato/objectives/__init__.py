@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import UserError
+from sfumato.objectives.best_of_n import BestOfN
+from sfumato.objectives.cca import CCA
 from sfumato.objectives.cispo import CISPO
 from sfumato.objectives.dapo import DAPO
+from sfumato.objectives.dpo import DPO
 from sfumato.objectives.dr_grpo import DrGRPO
+from sfumato.objectives.eg_grpo import EntropyGuidedGRPO
+from sfumato.objectives.entropy_grpo import EntropyGRPO
+from sfumato.objectives.gcpo import GCPO
 from sfumato.objectives.gdpo import GDPO
 from sfumato.objectives.grpo import GRPO
 from sfumato.objectives.gspo import GSPO
 from sfumato.objectives.objective import Credit, Objective
 from sfumato.objectives.prefix import PrefixGRPO
+from sfumato.objectives.random_prefix import RandomPrefixGRPO
 from sfumato.objectives.rloo import RLOO
 from sfumato.objectives.scale_weights import ScaleWeightedGRPO
+from sfumato.objectives.stage import STAGE
+from sfumato.objectives.tree import TreeGRPO
+from sfumato.objectives.va_pi import VAPi
 from sfumato.plugins import is_path, load_object
 
 OBJECTIVES: dict[str, type] = {
@@ -27,7 +37,17 @@ OBJECTIVES: dict[str, type] = {
     "cispo": CISPO,
     "rloo": RLOO,
     "scale-grpo": ScaleWeightedGRPO,
+    "entropy-grpo": EntropyGRPO,
+    "eg-grpo": EntropyGuidedGRPO,
+    "gcpo": GCPO,
+    "stage": STAGE,
     "prefix-grpo": PrefixGRPO,
+    "random-prefix-grpo": RandomPrefixGRPO,
+    "tree-grpo": TreeGRPO,
+    "best-of-n": BestOfN,
+    "dpo": DPO,
+    "cca": CCA,
+    "va-pi": VAPi,
 }
 """Objectives by name. The docstring of each class describes it; its fields are its options."""
 

@@ -9,6 +9,7 @@ from sfumato.engine.memory import peak_memory
 from sfumato.engine.timing import PhaseTimer
 from sfumato.errors import SharedError, UserError
 from sfumato.objectives import Objective
+from sfumato.rollouts.dataset import DataRollouts
 from sfumato.rollouts.inline import InlineRollouts
 from sfumato.training.hooks.hook import Hook, Progress
 
@@ -25,7 +26,7 @@ class BatchError(SharedError):
 def learn(
     first: int,
     steps: int,
-    rollouts: InlineRollouts,
+    rollouts: InlineRollouts | DataRollouts,
     objective: Objective,
     engine: Engine,
     hooks: Sequence[Hook],
@@ -35,6 +36,8 @@ def learn(
     learning_rate: Callable[[int], float],
 ) -> bool:
     """Run the steps from `first` to `steps`: draw, assign credit, update, and call the hooks. Every process runs this.
+
+    A hook may end the run earlier, see `Progress`.
 
     Args:
         first: number of steps already done.
@@ -57,13 +60,16 @@ def learn(
     progress = Progress(step=first, steps=steps)
     for hook in hooks:
         hook(progress)
-    for step in range(first, steps):
+    while progress.step < progress.steps:
+        step = progress.step
         timer, before = PhaseTimer(engine.policy.device), rng.get_state()
+        state = rollouts.reward.state_dict()
         try:
             batch = rollouts.next(rng, timer)
             credit = objective.credit(batch)
         except UserError as error:
             rng.set_state(before)
+            rollouts.reward.load_state_dict(state)
             raise BatchError(f"step {step + 1}: {error}", done=step) from error
         rollouts.process.meet()  # the update exchanges gradients
         try:
@@ -76,7 +82,7 @@ def learn(
         seconds = {f"seconds/{phase}": duration for phase, duration in timer.seconds.items()}
         memory = {"peak_memory": peak_memory(engine.policy.device)}
         metrics = {**batch.metrics, **credit.metrics, **stats, **rates, **seconds, **memory}
-        progress = Progress(step=step + 1, steps=steps, batch=batch, metrics=metrics)
+        progress = Progress(step=step + 1, steps=steps, batch=batch, metrics=metrics, processor=timer.processor)
         try:
             for hook in hooks:
                 hook(progress)

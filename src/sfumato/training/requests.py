@@ -11,6 +11,7 @@ from sfumato.data.prompts import Prompt, PromptSampler, find_prompts, read_promp
 from sfumato.errors import UserError
 from sfumato.naming import find_classes
 from sfumato.policy import Generator
+from sfumato.rollouts.dataset import DataSet, open_data_set
 from sfumato.text.reader import ReadsCaptions
 from sfumato.training.train_config import TrainConfig
 
@@ -20,8 +21,10 @@ def check_request(config: TrainConfig, class_names: Sequence[str]) -> list[Promp
 
     Raises:
         UserError: classes are given to a model that reads captions, or prompts to a model that draws classes; a class
-            does not exist; or the file of prompts cannot be read.
+            or the folder of data does not exist; or the file of prompts cannot be read.
     """
+    if config.data is not None and not Path(config.data).is_dir():
+        raise UserError(f"data: {config.data} is not a folder; give a folder with one subfolder of images per class")
     if class_names:
         if config.prompts is not None:
             raise UserError(f"prompts: {config.model} draws classes, not captions; give classes instead")
@@ -34,10 +37,25 @@ def check_request(config: TrainConfig, class_names: Sequence[str]) -> list[Promp
     return read_prompts(find_prompts(config.prompts))
 
 
-def build_sampler(config: TrainConfig, generator: Generator, device: torch.device) -> WordsSampler:
+def build_data_set(config: TrainConfig, generator: Generator) -> DataSet | None:
+    """Open the data set that a run learns from; None if it draws its images.
+
+    Raises:
+        UserError: see `open_data_set`.
+    """
+    if config.data is None:
+        return None
+    classes = find_classes(config.classes, generator.card.class_names) if config.classes else ()
+    return open_data_set(config.data, generator, classes, config.caption_template)
+
+
+def build_sampler(
+    config: TrainConfig, generator: Generator, device: torch.device, data: DataSet | None = None
+) -> WordsSampler:
     """Build the sampler of a run on this generator.
 
-    If a large text encoder reads the captions, each caption is read once and its features are cached on disk.
+    If a large text encoder reads the captions, also those of a data set, each caption is read once and its features are
+    cached on disk.
 
     Raises:
         UserError: the request does not fit the generator (`check_request`), or the text encoder cannot be read.
@@ -47,7 +65,8 @@ def build_sampler(config: TrainConfig, generator: Generator, device: torch.devic
         return ClassSampler(generator.card.class_names, config.classes, config.caption_template)
     if isinstance(generator, ReadsCaptions):
         folder = Path(config.text_cache) if config.text_cache else text_cache_folder()
-        generator.reader.prepare([prompt.caption for prompt in prompts], folder, device)
+        captions = [*(prompt.caption for prompt in prompts), *(data.words.captions if data else ())]
+        generator.reader.prepare(captions, folder, device)
     return PromptSampler(prompts)
 
 

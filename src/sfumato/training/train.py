@@ -23,15 +23,19 @@ from sfumato.families.library import base_of
 from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
 from sfumato.objectives import Objective
-from sfumato.policy import Policy, ScoresPrefixes
+from sfumato.objectives.objective import LearnsFromData, LearnsFromEntropy, LearnsFromPrefixes, LearnsFromTrees
+from sfumato.policy import Forks, Generator, Policy, ScoresPrefixes
 from sfumato.rewards import WeightedSum, build_reward
 from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed
+from sfumato.rollout import Fork
+from sfumato.rollouts.dataset import ROLLOUTS, DataRollouts, DataSet
 from sfumato.rollouts.inline import InlineRollouts
 from sfumato.settings import Settings
 from sfumato.trackers import Tracked, open_trackers
 from sfumato.training.fixed_set import FixedSet
 from sfumato.training.hooks.before_after import BeforeAfter
+from sfumato.training.hooks.budget import Budget
 from sfumato.training.hooks.checkpoints import Checkpoints
 from sfumato.training.hooks.held_out import HeldOut
 from sfumato.training.hooks.hook import Hook
@@ -40,7 +44,7 @@ from sfumato.training.hooks.sample_pictures import Pictures
 from sfumato.training.hooks.stop import Stop
 from sfumato.training.loop import BatchError, learn
 from sfumato.training.plan import require_fit
-from sfumato.training.requests import build_sampler, check_request
+from sfumato.training.requests import build_data_set, build_sampler, check_request
 from sfumato.training.run_folder import check_run_folder, create_run_folder, recorded
 from sfumato.training.thresholds import fix_thresholds
 from sfumato.training.train_config import TrainConfig, to_json
@@ -71,7 +75,13 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool = False, console: 
         if process.is_main:
             held.enter_context(recorded(run_dir))
         checkpoints = Checkpoints(
-            run_dir / "checkpoints", run.engine, process, run.rng, config.save_every, config.keep_checkpoints
+            run_dir / "checkpoints",
+            run.engine,
+            process,
+            run.rng,
+            run.reward,
+            config.save_every,
+            config.keep_checkpoints,
         )
         first = checkpoints.restore() if resume else 0
         view = TrainingView(console, run_dir.name, config.steps, first)
@@ -116,7 +126,7 @@ class Run:
     """rewards that are measured but never optimized"""
     judge: Classifier | None
     """classifier that knows the model's classes"""
-    rollouts: InlineRollouts
+    rollouts: InlineRollouts | DataRollouts
     rng: torch.Generator
 
 
@@ -155,7 +165,8 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         text_encoder=config.text_encoder,
     )
     generator.tokenizer.to(process.device)
-    sampler = build_sampler(config, generator, process.device)
+    data = build_data_set(config, generator)
+    sampler = build_sampler(config, generator, process.device, data)
     engine = build_engine(config, Policy(generator, config.policy), process)
     words = sampler.next(2, torch.Generator().manual_seed(0))
     with engine.autocast(), engine.drawing():
@@ -176,7 +187,11 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         reward=reward,
         held_out=held_out,
         judge=judge,
-        rollouts=build_rollouts(config, engine, process, sampler, reward),
+        rollouts=(
+            build_rollouts(config, engine, process, sampler, reward)
+            if data is None
+            else build_data_rollouts(config, engine, process, data, reward)
+        ),
         rng=torch.Generator().manual_seed(config.seed),
     )
 
@@ -186,15 +201,24 @@ def build_engine(config: TrainConfig, policy: Policy, process: Process) -> Torch
     scoring = None
     if config.score_guidance is not None:
         scoring = Settings(guidance=config.score_guidance, temperature=config.policy.temperature)
-    needs_reference = config.objective.needs_reference
+    check_penalty(config.objective, policy.generator)
     return TorchEngine(
         policy,
         config.engine,
         process,
         base=base_of(config.model, config.weights, config.tokenizer),
-        keep_reference=needs_reference,
+        keep_reference=config.objective.needs_reference,
+        with_entropy=isinstance(config.objective, LearnsFromEntropy),
         scoring=scoring,
     )
+
+
+def check_penalty(objective: Objective, generator: Generator) -> None:
+    """Raise a UserError if an objective wants the exact KL from the drawn tokens, but a token has more than two values;
+    generators of bits say so by a `vocabulary` of 2."""
+    if getattr(objective, "kl", None) == "exact" and getattr(generator, "vocabulary", None) != 2:
+        family = generator.card.family
+        raise UserError(f"objective.kl: exact needs tokens of two values, but those of {family} have more; use k3")
 
 
 def build_rollouts(
@@ -216,24 +240,58 @@ def build_rollouts(
         rescore=config.engine.recompute_log_probs and config.minibatch_size < config.images_per_step,
         overlap=config.overlap_rewards,
         redraws=config.redraws,
-        learned_units=learned_units(config.objective, engine.policy),
+        candidates=config.candidates,
+        prefix_probabilities=prefix_probabilities(config.objective, engine.policy.generator),
+        fork=fork_of(config.objective, engine.policy.generator),
     )
 
 
-def learned_units(objective: Objective, policy: Policy) -> int | None:
-    """Return how many first units an objective learns from; None if from all.
+def build_data_rollouts(
+    config: TrainConfig, engine: Engine, process: Process, data: DataSet, reward: WeightedSum
+) -> DataRollouts:
+    """Build the rollouts of a run whose objective learns from a data set."""
+    assert isinstance(config.objective, LearnsFromData)
+    return ROLLOUTS[config.objective.learns_from](
+        engine=engine,
+        process=process,
+        data=data,
+        reward=reward,
+        groups=config.groups_per_step,
+        group_size=config.group_size,
+        size=config.engine.micro_batch_size,
+        needs_reference=config.objective.needs_reference,
+    )
+
+
+def prefix_probabilities(objective: Objective, generator: Generator) -> tuple[float, ...]:
+    """Return the probability with which a batch keeps the tokens of the first 1, 2, ... units; empty if it keeps all.
 
     Raises:
         UserError: there are fewer units, or the family scores whole images only.
     """
-    count, generator = getattr(objective, "learned_units", None), policy.generator
-    if count is None:
-        return None
-    if not 1 <= count <= len(generator.units):
-        raise UserError(f"objective.units: {count} is not from 1 to {len(generator.units)}, the units of the model")
+    if not isinstance(objective, LearnsFromPrefixes):
+        return ()
     if not isinstance(generator, ScoresPrefixes):
-        raise UserError(f"objective.units: the family {generator.card.family} scores whole images only; use grpo")
-    return count
+        raise UserError(f"objective: the family {generator.card.family} scores whole images only; use grpo")
+    return objective.prefix_probabilities(len(generator.units))
+
+
+def fork_of(objective: Objective, generator: Generator) -> Fork | None:
+    """Return how images share their first units for an objective; None if each is drawn alone.
+
+    Raises:
+        UserError: there are fewer units, or the family draws whole images only.
+    """
+    if not isinstance(objective, LearnsFromTrees):
+        return None
+    unit, last = objective.fork.unit, len(generator.units) - 1
+    if not 1 <= unit <= last:
+        raise UserError(
+            f"objective.fork_unit: {unit} leaves nothing to differ of {last + 1} units; give a number from 1 to {last}"
+        )
+    if not isinstance(generator, Forks):
+        raise UserError(f"objective: the family {generator.card.family} cannot fork what it draws; use grpo")
+    return objective.fork
 
 
 def build_hooks(run: Run, checkpoints: Checkpoints, metrics: Metrics, interrupt: Interrupt) -> list[Hook]:
@@ -245,6 +303,8 @@ def build_hooks(run: Run, checkpoints: Checkpoints, metrics: Metrics, interrupt:
     config, process, size = run.config, run.process, run.config.sample_batch_size
     fixed_set = FixedSet(run.engine, process, run.sampler, size)
     hooks: list[Hook] = []
+    if config.stop_after_seconds is not None:
+        hooks.append(Budget(run.run_dir, process, config.stop_after_seconds))
     if run.held_out is not None:
         hooks.append(
             HeldOut(

@@ -10,6 +10,7 @@ import tyro
 from sfumato.engine.engine_config import EngineConfig, at_least, check_seed
 from sfumato.errors import UserError
 from sfumato.objectives import GRPO, Objective, find_objective, name_of
+from sfumato.objectives.objective import LearnsFromData, LearnsFromTrees
 from sfumato.settings import Settings
 from sfumato.trackers import find_tracker
 
@@ -59,12 +60,18 @@ class TrainConfig:
     """file of captions (.txt, .jsonl, .json, .csv), or the bundled emoji-captions, for a model that reads captions"""
     caption_template: str = "a photo of a {name}"
     """caption of a class, for rewards that read text; {name} stands for the name of the class"""
+    data: str | None = None
+    """folder of images with one subfolder per class, or the unpacked npm package emoji-datasource-google, for
+    objectives that learn from a data set: cca, va-pi"""
     text_encoder: str | None = None
     """Hugging Face Hub id or folder of a text encoder to use instead of the model's own"""
     text_cache: str | None = None
     """folder that caches the features of captions; ~/.cache/sfumato/text if not given"""
     steps: int = 300
     """number of training steps; each step draws one batch of images and learns from it"""
+    stop_after_seconds: float | None = None
+    """end the run at the first step at which drawing, decoding, rewards, reference and updates have used this many
+    processor seconds (on a GPU: seconds), even if there are more steps; pictures and measurements do not count"""
     groups_per_step: int = 32
     """number of classes or captions per step"""
     group_size: int = 16
@@ -72,6 +79,9 @@ class TrainConfig:
     redraws: int = 0
     """how often groups with equal rewards, which teach nothing, are drawn again with other classes or captions (dynamic
     sampling)"""
+    candidates: int = 0
+    """number of images drawn per class or caption, of which the group_size whose rewards have the largest variance are
+    learned from (PODS); 0 to draw no more than group_size"""
     minibatch_size: int = 32
     """number of images per optimizer update"""
     sample_batch_size: int = 64
@@ -95,8 +105,13 @@ class TrainConfig:
 
     @property
     def images_per_step(self) -> int:
-        """Number of images drawn per step."""
+        """Number of images per step that are learned from."""
         return self.groups_per_step * self.group_size
+
+    @property
+    def drawn_per_step(self) -> int:
+        """Number of images drawn per step."""
+        return self.groups_per_step * (self.candidates or self.group_size)
 
     def validate(self, num_processes: int = 1) -> None:
         """Check everything that can be checked before anything is loaded.
@@ -110,6 +125,7 @@ class TrainConfig:
             at_least(name, getattr(self, name), 1)
         at_least("eval_images", self.eval_images, 0)
         at_least("redraws", self.redraws, 0)
+        at_least("candidates", self.candidates, 0)
         check_seed(self.seed)
         self.engine.validate()
         for name in self.track:
@@ -119,6 +135,8 @@ class TrainConfig:
         at_least("group_size", self.group_size, 2)
         if not 0 <= self.max_unscored <= 1:
             raise UserError(f"max_unscored: {self.max_unscored} is not a share; give a number from 0 to 1")
+        if self.stop_after_seconds is not None and not self.stop_after_seconds > 0:
+            raise UserError(f"stop_after_seconds: {self.stop_after_seconds} is not positive; give a number above 0")
         if not self.reward_timeout > 0:
             raise UserError(f"reward_timeout: {self.reward_timeout} is not positive; give a number above 0")
         if self.policy.truncates:
@@ -135,16 +153,82 @@ class TrainConfig:
                 f"minibatch_size: {self.minibatch_size} does not divide the {self.images_per_step} images per step "
                 f"({self.groups_per_step} groups × {self.group_size}); give a divisor"
             )
+        if self.candidates and self.candidates < self.group_size:
+            raise UserError(
+                f"candidates: {self.candidates} is fewer than the group_size {self.group_size}, which is chosen from "
+                "them; give a larger number, or 0"
+            )
+        self._check_data()
         if self.images_per_step % num_processes:
             raise UserError(
                 f"groups_per_step: {self.groups_per_step} groups × {self.group_size} are {self.images_per_step} images "
                 f"per step, which {num_processes} processes cannot share equally; give another number of groups or of "
                 "processes"
             )
+        if self.drawn_per_step % num_processes:
+            raise UserError(
+                f"candidates: {self.groups_per_step} groups × {self.candidates} are {self.drawn_per_step} images drawn "
+                f"per step, which {num_processes} processes cannot share equally; give another number"
+            )
+        if isinstance(self.objective, LearnsFromTrees):
+            self._check_trees(self.objective.fork.continuations, num_processes)
         if self.minibatch_size % num_processes:
             raise UserError(
                 f"minibatch_size: {self.minibatch_size} images cannot be shared equally by {num_processes} processes; "
                 f"give a multiple of {num_processes}, or use fewer processes"
+            )
+
+    def _check_data(self) -> None:
+        """Check that there is a data set if, and only if, the objective learns from one, and that the rest fits it."""
+        name = name_of(self.objective)
+        if not isinstance(self.objective, LearnsFromData):
+            if self.data is not None:
+                raise UserError(f"data: {self.data} is not used by {name}, which draws its images; leave it out")
+            return
+        if self.data is None:
+            raise UserError(
+                f"data: {name} learns from images and has none; give a folder with one subfolder per class, or for the "
+                "emoji models the unpacked npm package emoji-datasource-google"
+            )
+        for option, value in {"redraws": self.redraws, "candidates": self.candidates}.items():
+            if value:
+                raise UserError(f"{option}: {value} is for drawn images, but {name} draws none; give 0")
+        if self.objective.learns_from == "conditions":
+            if self.policy.guidance:
+                raise UserError(
+                    f"guidance: with {self.policy.guidance}, {name} would learn on top of guidance, which it is to "
+                    "replace; give None"
+                )
+            if self.images_per_step % 2 or self.images_per_step < 4:
+                raise UserError(
+                    f"groups_per_step: {self.groups_per_step} groups × {self.group_size} are not two or more images, "
+                    f"each of which {name} takes twice; give an even number"
+                )
+        elif self.group_size < 3:
+            raise UserError(
+                f"group_size: {self.group_size} leaves {name} no two reconstructions of an image to compare, as the "
+                "first of each group is the image itself; give at least 3"
+            )
+
+    def _check_trees(self, count: int, num_processes: int) -> None:
+        """Check that the images of a step are whole trees of `count` images."""
+        if self.candidates:
+            raise UserError(f"candidates: {self.candidates} would cut trees apart; give 0 for this objective")
+        if self.group_size % count or self.group_size < 2 * count:
+            raise UserError(
+                f"objective.continuations: {count} does not divide the group_size {self.group_size} into two or more "
+                "equal parts; give a divisor of it"
+            )
+        if self.minibatch_size % count:
+            raise UserError(
+                f"minibatch_size: {self.minibatch_size} is not a multiple of the {count} images of a tree; give one"
+            )
+        if self.sample_batch_size < count:
+            raise UserError(f"sample_batch_size: {self.sample_batch_size} holds no tree of {count} images; raise it")
+        if self.images_per_step % (num_processes * count):
+            raise UserError(
+                f"groups_per_step: {self.images_per_step // count} trees per step cannot be shared equally by "
+                f"{num_processes} processes; give another number of groups or of processes"
             )
 
 
