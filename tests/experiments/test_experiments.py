@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tiny import tiny_config, tiny_llamagen, tiny_var
 
 from sfumato.cli.main import main
 from sfumato.evaluation.measurement import Figure
+from sfumato.evaluation.runner import describe
 from sfumato.evaluation.suites.diversity import Diversity
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep
@@ -28,15 +29,25 @@ from sfumato.experiments.experiment import (
     Experiment,
     Findings,
     Sweep,
+    Verdict,
     all_of,
     curve_falls,
     ends_higher,
     falls,
     kept,
+    over_seeds,
     rises,
 )
+from sfumato.experiments.jobs import Done, Job
 from sfumato.experiments.outputs import running_mean, write_plot, write_summary
-from sfumato.experiments.reproduction import FILES, folder_name, reference_images, reproduce
+from sfumato.experiments.reproduction import (
+    FILES,
+    folder_name,
+    reference_images,
+    reproduce,
+    reproduce_seeds,
+    with_seed,
+)
 from sfumato.families import read_card
 from sfumato.families.library import save_model
 from sfumato.files import read_metrics
@@ -208,6 +219,102 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
     assert reproduce("name", experiment, tmp_path / "out", tmp_path / "work", "cpu", Console())
     assert calls == [False]
+
+
+def test_verdicts_over_seeds():
+    """By hand, for three seeds: 0.1, 0.2 and 0.3 have the mean 0.2 ± 0.248; 0.2, 0.2 and 0.3 have 0.233 ± 0.143."""
+
+    def seed(difference: float, end: float) -> Findings:
+        curve = [{"step": 1, "entropy": 2.0, "x": 1.0}, {"step": 2, "entropy": end}]
+        flat = [{"step": 1, "entropy": 2.0}, {"step": 2, "entropy": 2.0}]
+        measured = {BASE: {"score": Figure.mean([0.5, 0.5])}, "run": {"score": Figure.mean([0.5 + difference] * 2)}}
+        return Findings({"run": curve, "flat": flat}, {"suite": measured})
+
+    unsure = over_seeds([seed(0.1, 1.0), seed(0.2, 3.0), seed(0.3, 1.0)])
+    sure = over_seeds([seed(0.2, 1.0), seed(0.2, 1.1), seed(0.3, 1.2)])
+    assert rises("suite", "run", "score")(unsure) == Verdict(
+        None, "score of run: 0.500 to 0.700 (+0.200 [-0.048, 0.448])"
+    )
+    assert rises("suite", "run", "score")(sure).holds is True
+    assert kept("suite", "run", "score", within=0.05)(unsure).holds is True
+    assert curve_falls("run", "entropy", 0.2)(sure) == Verdict(
+        True, "entropy of run: 2.000 at the start, 1.100 at the end"
+    )
+    assert curve_falls("run", "entropy", 0.5)(unsure).holds is None
+    assert ends_higher("flat", "entropy", than="run")(sure).holds is True
+    assert ends_higher("run", "entropy", than="flat")(sure).holds is False
+    assert sure.curve("run", "x") == ([1], [1.0])
+    assert sure.figure("suite", "run", "score").interval() == pytest.approx(
+        (0.7333 - 0.1434, 0.7333 + 0.1434), abs=1e-4
+    )
+
+
+def test_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Every seed is a run and a measurement of its own; the summary has their means."""
+    save_model(tmp_path / "model", tiny_var())
+    experiment, work = small(tmp_path / "model", steps=1), tmp_path / "work"
+    place = (tmp_path / "out", work, "cpu", Console(quiet=True))
+
+    def run_here(jobs: Sequence[Job], workers: int, say: object) -> Done:
+        for seed, _ in enumerate(jobs):
+            assert reproduce("name", experiment, tmp_path / f"seed-{seed}", *place[1:], seed=seed)
+        return Done({}, False)
+
+    jobs = [Job(f"seed {seed}", (), tmp_path / "log") for seed in range(2)]
+    monkeypatch.setattr("sfumato.experiments.reproduction.run_jobs", run_here)
+    assert reproduce_seeds("name", experiment, *place, "command", jobs, 1)
+    assert len(list((work / "runs").iterdir())) == 3  # the second run of seed 0 is the first run of seed 1
+
+    def values(folder: Path) -> dict[tuple[str, ...], float]:
+        rows = csv.DictReader((folder / "name/numbers.csv").read_text().splitlines())
+        names = ("source", "run", "step", "name")
+        return {tuple(row[name] for name in names): float(row["value"]) for row in rows}
+
+    both, each = values(tmp_path / "out"), [values(tmp_path / f"seed-{seed}") for seed in range(2)]
+    assert both.keys() == each[0].keys()
+    for key, value in both.items():
+        assert value == pytest.approx((each[0][key] + each[1][key]) / 2, rel=1e-4, abs=1e-4), key
+    before = ("entropy", BASE, "", "entropy")
+    assert each[0][before] != each[1][before]
+    assert "2 seeds" in (tmp_path / "out/name/summary.md").read_text()
+    monkeypatch.setattr("sfumato.experiments.reproduction.run_jobs", lambda *_: Done({"seed 1": "it broke"}, False))
+    with bad_input("seeds", "1 failed", "seed 1: it broke"):
+        reproduce_seeds("name", experiment, *place, "command", jobs, 1)
+    monkeypatch.setattr("sfumato.experiments.reproduction.run_jobs", lambda *_: Done({}, True))
+    assert not reproduce_seeds("name", experiment, *place, "command", jobs, 1)
+
+
+def test_seed_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(
+        "sfumato.experiments.reproduction.reproduce_seeds", lambda *arguments: calls.append(arguments) or True
+    )
+    words = ["reproduce", "var-kl", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, "--seeds", "3", "--jobs", "2"]) == 0
+    *_, command, jobs, workers = calls[0]
+    assert (command, len(jobs), workers) == ("sfumato reproduce var-kl --seeds 3", 3, 2)
+    assert jobs[2].command[1:7] == ["-m", "sfumato", "reproduce", "var-kl", "--seed", "2"]
+    monkeypatch.setattr("sfumato.experiments.reproduction.reproduce", lambda *given: calls.append(given) or True)
+    assert main(list(jobs[2].command[3:])) == 0
+    name, _, out, work, *_, seed = calls[1]
+    assert (name, out, work, seed) == ("var-kl", tmp_path / "seeds/seed-2", tmp_path, 2)
+    for option, field in (("--seeds", "seeds"), ("--jobs", "jobs")):
+        assert main([*words, option, "0"]) == 2
+        assert capsys.readouterr().err.startswith(f"sfumato: {field}: 0 ")
+    assert main([*words, "--seeds", "2", "--seed", "1"]) == 2
+    assert capsys.readouterr().err.startswith("sfumato: seed: 1 ")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_other_seeds(name: str, tmp_path: Path):
+    """Another seed changes every run and every measured image, and nothing else."""
+    experiment = EXPERIMENTS[name].build("emoji", tmp_path)
+    other = with_seed(experiment, 3)
+    assert [config.seed for config in other.runs.values()] == [config.seed + 3 for config in experiment.runs.values()]
+    for suite, first in zip(other.suites.values(), experiment.suites.values(), strict=True):
+        inner, known = (describe(getattr(each, "of", each)) for each in (suite, first))
+        known["drawing"]["seed"] += 3_000_000
+        assert inner == known
 
 
 def test_refusals(tmp_path: Path):

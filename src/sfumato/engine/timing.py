@@ -18,12 +18,14 @@ class PhaseTimer:
         self.device = device
         self._spans: list[tuple[str, Any, Any]] = []
         """phase, and the moments of its beginning and end"""
+        self._processor: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        began = self._now()
+        began, used = self._now(), time.process_time()
         yield
         self._spans.append((phase, began, self._now()))
+        self._processor[phase] = self._processor.get(phase, 0.0) + time.process_time() - used
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -32,6 +34,12 @@ class PhaseTimer:
         for phase, began, ended in self._spans:
             seconds[phase] = seconds.get(phase, 0.0) + self._seconds_between(began, ended)
         return seconds
+
+    @property
+    def processor(self) -> dict[str, float]:
+        """Processor seconds of each phase so far, over all threads of this process. Unlike `seconds`, they leave out
+        the time in which other programs had the processor. On a GPU, which does the work, these are the `seconds`."""
+        return self.seconds if self.device.type == "cuda" else dict(self._processor)
 
     def total(self) -> float:
         """Return the seconds spent in all phases together."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from sfumato.evaluation.measurement import Figure, Measurement
 from sfumato.evaluation.runner import Suite
 from sfumato.evaluation.tables import number, with_interval
+from sfumato.experiments.seeds import OverSeeds, mean_of
 from sfumato.objectives import GRPO
 from sfumato.training.train_config import TrainConfig
 
@@ -23,6 +24,8 @@ class Findings:
     """rows of `metrics.jsonl` and, if they exist, of the fixed and held-out sets, by run"""
     measured: Mapping[str, Mapping[str, Measurement]]
     """measurements by suite, then by run, including the model before training"""
+    seeds: Sequence["Findings"] = ()
+    """results of each seed, if these are means over several"""
 
     def figure(self, suite: str, run: str, name: str) -> Figure:
         """Return one figure of one run."""
@@ -38,6 +41,28 @@ class Findings:
         values = self.curve(run, name)[1]
         few = max(1, min(TAIL, len(values) // 2))
         return sum(values[:few]) / few, sum(values[-few:]) / few
+
+
+def over_seeds(seeds: Sequence[Findings]) -> Findings:
+    """Return means over seeds: figures with intervals over the seeds, and the mean of every metric at every step."""
+    first = seeds[0]
+    curves = {run: _mean_rows([findings.curves[run] for findings in seeds]) for run in first.curves}
+    measured = {
+        suite: {
+            run: {name: OverSeeds.of([findings.figure(suite, run, name) for findings in seeds]) for name in measurement}
+            for run, measurement in measurements.items()
+        }
+        for suite, measurements in first.measured.items()
+    }
+    return Findings(curves, measured, seeds)
+
+
+def _mean_rows(runs: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Return the mean of the n-th rows of all runs, which have the same steps, by metric."""
+    return [
+        {name: mean_of([row[name] for row in rows]).value for name in rows[0] if all(name in row for row in rows)}
+        for rows in zip(*runs, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -163,10 +188,13 @@ def curve_falls(run: str, name: str, by: float) -> Check:
     """Check that a training metric ends lower than it starts, by this share of its start."""
 
     def check(findings: Findings) -> Verdict:
+        def below(one: Findings) -> float:
+            start, end = one.ends(run, name)
+            return start * (1 - by) - end
+
         start, end = findings.ends(run, name)
-        return Verdict(
-            end < start * (1 - by), f"{name} of {run}: {number(start)} at the start, {number(end)} at the end"
-        )
+        evidence = f"{name} of {run}: {number(start)} at the start, {number(end)} at the end"
+        return Verdict(_positive(findings, below), evidence)
 
     return check
 
@@ -175,8 +203,12 @@ def ends_higher(run: str, name: str, *, than: str) -> Check:
     """Check that a training metric ends higher in one run than in another."""
 
     def check(findings: Findings) -> Verdict:
+        def above(one: Findings) -> float:
+            return one.ends(run, name)[1] - one.ends(than, name)[1]
+
         here, there = findings.ends(run, name)[1], findings.ends(than, name)[1]
-        return Verdict(here > there, f"{name} at the end: {number(here)} for {run}, {number(there)} for {than}")
+        evidence = f"{name} at the end: {number(here)} for {run}, {number(there)} for {than}"
+        return Verdict(_positive(findings, above), evidence)
 
     return check
 
@@ -191,6 +223,16 @@ def all_of(*checks: Check) -> Check:
         return Verdict(holds, "; ".join(verdict.evidence for verdict in verdicts))
 
     return check
+
+
+def _positive(findings: Findings, statistic: Callable[[Findings], float]) -> bool | None:
+    """Return whether a number is positive: the interval of its mean over seeds excludes 0. A single run, whose curve
+    has no interval, is taken at its word."""
+    if not findings.seeds:
+        return statistic(findings) > 0
+    mean = mean_of([statistic(one) for one in findings.seeds])
+    low, high = mean.interval or (mean.value, mean.value)
+    return True if low > 0 else False if high < 0 else None
 
 
 def _difference(findings: Findings, suite: str, run: str, name: str, other: str, sign: int) -> Verdict:

@@ -128,6 +128,11 @@ def write_summary(command: str, experiment: Experiment, findings: Findings, path
         lines += [f"{suite}: value [95 % interval]; difference to the first column", "", to_markdown(measurements)]
     lines += ["## Runs", "", f"    {command}", ""]
     lines += [f"The model is `{experiment.model}`, and all numbers are in `numbers.csv`. The runs:", ""]
+    if findings.seeds:
+        lines[-2] = (
+            f"The experiment was done with {len(findings.seeds)} seeds. Numbers are means over the seeds, intervals "
+            f"are Student's t over the seeds, and pictures are those of the first seed. {lines[-2]}"
+        )
     for run, config in experiment.runs.items():
         seconds = sum(v for row in findings.curves[run] for n, v in row.items() if n.startswith("seconds/"))
         rewards = " + ".join(f"{weight:g} × {reward}" for reward, weight in config.reward.items())

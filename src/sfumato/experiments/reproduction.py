@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,9 +16,12 @@ from sfumato.emoji.source import EmojiImages
 from sfumato.errors import UserError
 from sfumato.evaluation.measurement import Measurement
 from sfumato.evaluation.runner import evaluate
-from sfumato.experiments.experiment import BASE, Experiment, Findings
+from sfumato.experiments.experiment import BASE, Experiment, Findings, over_seeds
+from sfumato.experiments.jobs import Job, run_jobs
 from sfumato.experiments.outputs import write_numbers, write_pictures, write_plot, write_summary
 from sfumato.files import check_writable, locked, read_lines, read_metrics, write_atomically
+from sfumato.objectives import name_of
+from sfumato.training.run_folder import flat
 from sfumato.training.train import train
 from sfumato.training.train_config import TrainConfig, to_json
 
@@ -26,7 +30,14 @@ FILES = ("plot.png", "pictures.png", "numbers.csv", "summary.md")
 
 
 def reproduce(
-    name: str, experiment: Experiment, out: Path, work: Path, device: str, console: Console, command: str = ""
+    name: str,
+    experiment: Experiment,
+    out: Path,
+    work: Path,
+    device: str,
+    console: Console,
+    command: str = "",
+    seed: int = 0,
 ) -> bool:
     """Do the missing runs, measure, and write plot, pictures, numbers and summary to `out/NAME`.
 
@@ -41,23 +52,100 @@ def reproduce(
     check_place(place)
     check_writable("work", work)
     with locked("out", place):
-        return produce(name, experiment, place, work, device, console, command or f"sfumato reproduce {name}")
+        seeded = with_seed(experiment, seed)
+        found = find(name, seeded, work, device, console, seed)
+        if found is None:
+            return False
+        write_files(seeded, *found, place, command or f"sfumato reproduce {name}")
+    return True
 
 
-def produce(
-    name: str, experiment: Experiment, place: Path, work: Path, device: str, console: Console, command: str
+def reproduce_seeds(
+    name: str,
+    experiment: Experiment,
+    out: Path,
+    work: Path,
+    device: str,
+    console: Console,
+    command: str,
+    jobs: Sequence[Job],
+    workers: int,
 ) -> bool:
-    """Do what `reproduce` does, in a folder that this process holds."""
+    """Reproduce an experiment with several seeds, as separate processes, and judge it by all of them.
+
+    Args:
+        name: name of the experiment.
+        experiment: the experiment.
+        out: folder for the results, as for `reproduce`; the pictures are those of the first seed.
+        work: folder for runs and evaluations.
+        device: device.
+        console: shows what is done.
+        command: command for the summary.
+        jobs: one job for each seed, 0, 1, ..., that calls `reproduce` with this seed and the same `work`.
+        workers: number of jobs at a time.
+
+    Returns:
+        False if Ctrl-C ended it.
+
+    Raises:
+        UserError: a setting is wrong, a folder contains something else or is in use, or a job failed.
+    """
+    place = out / name
+    check_place(place)
+    check_writable("work", work)
+    for config in experiment.runs.values():
+        config.validate()
+    with locked("out", place):
+        done = run_jobs(jobs, workers, lambda line: console.print(f"{name}: {line}", highlight=False, soft_wrap=True))
+        if done.failed:
+            job, line = next(iter(done.failed.items()))
+            raise UserError(f"seeds: {len(done.failed)} failed, the first is {job}: {line}; see its log, start again")
+        if done.interrupted:
+            return False
+        quiet = Console(quiet=True)
+        found = [find(name, with_seed(experiment, n), work, device, quiet, n) for n in range(len(jobs))]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return False
+        write_files(experiment, over_seeds([findings for findings, _ in known]), known[0][1], place, command)
+    return True
+
+
+SEED_STRIDE = 10**6
+"""Distance between the seeds of the first images that are measured for consecutive seeds of an experiment."""
+
+
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment with other random choices: of the runs, and of the images that are measured."""
+    if not seed:
+        return experiment
+    runs = {run: dataclasses.replace(config, seed=config.seed + seed) for run, config in experiment.runs.items()}
+    suites = {name: _with_seed(suite, seed * SEED_STRIDE) for name, suite in experiment.suites.items()}
+    return dataclasses.replace(experiment, runs=runs, suites=suites)
+
+
+def _with_seed(suite: Any, shift: int) -> Any:
+    if hasattr(suite, "of"):  # a suite that measures another one at several settings
+        return dataclasses.replace(suite, of=_with_seed(suite.of, shift))
+    return dataclasses.replace(suite, drawing=dataclasses.replace(suite.drawing, seed=suite.drawing.seed + shift))
+
+
+def find(
+    name: str, experiment: Experiment, work: Path, device: str, console: Console, seed: int
+) -> tuple[Findings, dict[str, Path]] | None:
+    """Do the missing runs and measurements; return all results and the folders of the runs, or None if a run was
+    interrupted."""
     runs = {run: dataclasses.replace(config, device=device) for run, config in experiment.runs.items()}
     for config in runs.values():
         config.validate()
     folders = {run: work / "runs" / folder_name(config) for run, config in runs.items()}
+    evaluations = work / "evaluations" / (f"{name}-seed-{seed}" if seed else name)
 
     def measure(moment: str, targets: Mapping[str, str]) -> dict[str, dict[str, Measurement]]:
         measured = {}
         for suite_name, suite in experiment.suites.items():
             console.print(f"{name}: measuring {suite_name}, {moment} training", highlight=False, soft_wrap=True)
-            folder = work / "evaluations" / name / suite_name / moment
+            folder = evaluations / suite_name / moment
             results = evaluate(
                 suite, list(targets.values()), folder, torch.device(device), lambda line: None, option="work"
             )
@@ -69,16 +157,21 @@ def produce(
         if not is_finished(folder, runs[run]):
             console.print(f"{name}: run {number} of {len(folders)}, {run}: {folder}", highlight=False, soft_wrap=True)
             if not train(runs[run], folder, resume=(folder / "config.json").exists(), console=console):
-                return False
+                return None
     after = measure("after", {run: str(folder) for run, folder in folders.items()})
     measured = {suite: before[suite] | after[suite] for suite in experiment.suites}
-    findings = Findings({run: read_curves(folder) for run, folder in folders.items()}, measured)
+    return Findings({run: read_curves(folder) for run, folder in folders.items()}, measured), folders
+
+
+def write_files(
+    experiment: Experiment, findings: Findings, folders: Mapping[str, Path], place: Path, command: str
+) -> None:
+    """Write the output files of an experiment."""
     place.mkdir(parents=True, exist_ok=True)
     write_numbers(findings, place / "numbers.csv")
     write_plot(experiment, findings, place / "plot.png")
     write_pictures(folders, place / "pictures.png")
     write_summary(command, experiment, findings, place / "summary.md")
-    return True
 
 
 def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
@@ -111,8 +204,12 @@ def reference_images(path: Path, folder: Path, count: int = 2048) -> Path:
 
 def folder_name(config: TrainConfig) -> str:
     """Return a folder name from the model, the rewards and a digest of all settings except the devices, so that the
-    same run has the same folder."""
-    settings = {**to_json(config), "device": None, "reward_device": None}
+    same run has the same folder. Settings with their default values do not count, so that a version with more settings
+    finds the runs of an earlier one."""
+    default = TrainConfig(model="", device=config.device, reward_device=config.reward_device)
+    default = flat(to_json(dataclasses.replace(default, objective=type(config.objective)())))
+    settings = {name: value for name, value in flat(to_json(config)).items() if default.get(name) != value}
+    settings["objective"] = name_of(config.objective)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     rewards = re.sub(r"[^a-z0-9]+", "-", " ".join(config.reward).lower()).strip("-")
     return f"{Path(config.model).name}-{rewards[:40].strip('-')}-{digest}"

@@ -19,8 +19,8 @@ from sfumato.training.hooks.checkpoints import checkpoints_in
 from sfumato.training.train_config import TrainConfig, from_json, to_json, upgraded
 
 FREE = {
-    "steps", "save_every", "sample_every", "held_out_every", "keep_checkpoints", "eval_images", "sample_batch_size",
-    "device", "reward_device", "reward_timeout", "overlap_rewards", "engine.micro_batch_size",
+    "steps", "stop_after_seconds", "save_every", "sample_every", "held_out_every", "keep_checkpoints", "eval_images",
+    "sample_batch_size", "device", "reward_device", "reward_timeout", "overlap_rewards", "engine.micro_batch_size",
     "engine.activation_checkpointing", "engine.compile", "engine.cuda_graphs", "engine.offload_reference",
     "engine.sharding", "engine.gather_for_rollouts", "track",
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """The protocol of hooks, and the progress that they receive."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -8,16 +9,18 @@ from sfumato.rollout import Batch
 
 @dataclass(kw_only=True)
 class Progress:
-    """Progress of a run. Hooks run in order and may change `metrics` and `stop`."""
+    """Progress of a run. Hooks run in order and may change `metrics`, `steps` and `stop`."""
 
     step: int
     """number of steps done"""
     steps: int
-    """total number of steps"""
+    """total number of steps; a hook that sets it to `step` makes this step the last one"""
     batch: Batch | None = None
     """batch that the step learned from; None before the first step and on resuming"""
     metrics: dict[str, float] = field(default_factory=dict)
     """metrics of the step"""
+    processor: Mapping[str, float] = field(default_factory=dict)
+    """processor seconds of the step by phase; on a GPU, the seconds of the phase"""
     stop: bool = False
     """set to end the run after this step, with everything saved"""
 
