@@ -17,8 +17,12 @@ from sfumato.training.train_config import TrainConfig
 
 MEMORY = (24, 40, 80, 139)
 """Memory of GPUs in GiB; an H200 has 139."""
-RECIPES = [name for name in TRAIN_RECIPES if name.startswith("llamagen") or name.endswith("-bright")]
-"""Rewards make no difference to a plan, so one recipe of each VAR is enough."""
+RECIPES = [
+    name
+    for name in TRAIN_RECIPES
+    if name.endswith("-bright") or (name.startswith("llamagen") and "ablation" not in name)
+]
+"""Rewards make no difference to a plan, so one recipe of each VAR is enough, and none of an ablation."""
 SHORT = {
     "sample_batch_size": "draw",
     "micro_batch_size": "micro",

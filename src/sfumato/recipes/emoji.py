@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sfumato.engine.engine_config import EngineConfig
-from sfumato.objectives import GRPO
+from sfumato.objectives import GRPO, OBJECTIVES
 from sfumato.settings import Settings
 from sfumato.training.train_config import TrainConfig
 
@@ -25,6 +25,17 @@ def _emoji(reward: dict[str, float]) -> TrainConfig:
 def emoji_dark() -> TrainConfig:
     """Emoji in pictures darker than 0.2."""
     return _emoji({"dark": 1.0})
+
+
+ONE_UPDATE = ("rloo", "dpo", "best-of-n")
+"""Objectives without a ratio, whose gradient is exact only for images that have just been drawn."""
+
+
+def emoji_dark_with(name: str) -> TrainConfig:
+    """Emoji in pictures darker than 0.2, with another objective and its own defaults, at the learning rate of GRPO."""
+    config = emoji_dark()
+    size = config.images_per_step if name in ONE_UPDATE else config.minibatch_size
+    return replace(config, objective=OBJECTIVES[name](), minibatch_size=size)
 
 
 def emoji_bright() -> TrainConfig:
