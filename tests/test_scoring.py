@@ -98,7 +98,7 @@ CAPTIONS = {
     [
         ("none", "prompts", ("none.jsonl", "is not a file")),
         ("three", "prompts", ("3 captions", "2 images")),
-        ("ant", "prompts", ("1 of 2 images", "bee/picture.png", "x.png is no image")),
+        ("ant", "prompts", ("1 of 2 images", "bee/picture.png", "x.png is missing or cannot be read as an image")),
         ("alike", "prompts", ("picture.png", "2 images")),
         ("twice", "prompts", ("two captions", "ant/picture.png")),
         ("mixed", "prompts", ("caption 2", "file_name")),

@@ -1,4 +1,4 @@
-"""Notes for people that are no errors: what was taken, and what was left out."""
+"""Notes for people that are not errors: what was taken, and what was left out."""
 
 import os
 import sys

@@ -155,7 +155,7 @@ def make_inputs(root: Path) -> dict[str, str]:
 
 
 def make_weights(root: Path) -> None:
-    """Write weight files that are no weights, or not those of the tiny model, and pickles that call a function."""
+    """Write weight files that hold no weights, or not those of the tiny model, and pickles that call a function."""
     for name in ("call.pth", "call.pt"):
         with (root / name).open("wb") as file:
             pickle.dump({"weight": Call(root / "called")}, file, protocol=2)

@@ -55,7 +55,7 @@ def test_no_score_is_left_out(tmp_path: Path):
     assert figure.value == 2
     assert math.isnan(Figure.mean([math.nan]).value)
     write_measurement(tmp_path / "m.json", {"a": figure, "b": Figure(4.0)})
-    assert json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     read = read_measurement(tmp_path / "m.json")
     assert math.isnan(read["a"].parts[1])
     assert read["b"] == Figure(4.0)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Evaluate:
 def parse(arguments: list[str]) -> Callable[[], int]:
     """Parse the targets, the suite and its options. Help without a suite also lists the suites."""
     suite, rest = choose_suite(renamed(arguments, {"neighbours": "neighbors"}))
+    check_rewards(rest)
     try:
         return parse_options(Evaluate, "evaluate", rest, Evaluate(suite=suite, targets=()))
     except SystemExit:  # help has been printed
@@ -65,6 +67,17 @@ def parse(arguments: list[str]) -> Callable[[], int]:
             text = "The options above are those of accuracy. Each suite has its own:"
             list_choices("sfumato evaluate --suite SUITE --help", text, {n: about(s) for n, s in SUITES.items()})
         raise
+
+
+def check_rewards(arguments: list[str]) -> None:
+    """Refuse `--rewards` with nothing after it, which tyro would take as no rewards.
+
+    Raises:
+        UserError: no reward follows.
+    """
+    for option, following in itertools.pairwise([*arguments, "--"]):
+        if option in ("--rewards", "--of.rewards") and following.startswith("--"):
+            raise UserError(f"rewards: no reward follows {option}; give at least one, such as brightness")
 
 
 def about(suite: type[AnySuite]) -> str:

@@ -5,6 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -29,6 +30,27 @@ def named_weights(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str,
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda weights: [str(part) for pair in weights.items() for part in pair],
     )
+
+
+@CONSTRUCTORS.primitive_rule
+def paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """Parse paths; an empty one, which would be the current folder, is refused."""
+    if info.type != Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda arguments: parse_path(*arguments),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def parse_path(argument: str) -> Path:
+    """Return the path; the error for an empty one becomes one of the option."""
+    if not argument:
+        raise ValueError("the path is empty; give one, or . for the current folder")
+    return Path(argument)
 
 
 def parse_pairs(arguments: list[str]) -> dict[str, float]:

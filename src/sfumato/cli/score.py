@@ -146,7 +146,7 @@ def match(prompts: Sequence[Prompt], files: Sequence[Path], places: Sequence[Pat
         chosen[file] = prompt
     missing = [str(file) for file in files if file not in chosen]
     if missing:
-        others = f", and {few(unused)} is no image" if unused else ""
+        others = f", and {few(unused)} is missing or cannot be read as an image" if unused else ""
         raise UserError(
             f"prompts: {source} has no caption for {len(missing)} of {len(files)} images ({few(missing)}){others}; "
             "correct its names or add lines"

@@ -32,6 +32,7 @@ class ImageSource(Protocol):
     """Labeled images for training."""
 
     class_names: tuple[str, ...]
+    """name of each class, in the order of the labels"""
     weights: Float[Tensor, " N"]
     """relative frequency of each of the N items"""
     validation: Bool[Tensor, " N"]

@@ -27,7 +27,9 @@ class Prompt:
     """A caption, and other data about it from its source, for rewards that need more than the caption."""
 
     caption: str
+    """text that the image should show"""
     metadata: Mapping[str, object] = field(default_factory=dict)
+    """the other keys of a line, or columns of a row"""
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

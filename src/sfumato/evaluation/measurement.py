@@ -22,6 +22,7 @@ class Figure:
     """A number; if it is a mean over images (or classes, or prompts), also the values of which it is the mean."""
 
     value: float
+    """the number; NaN if nothing has a score"""
     parts: tuple[float, ...] = ()
     """values of which the number is the mean; NaN means "no score" and is left out"""
     basis: str = ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sfumato.data.prompts import find_prompts
 from sfumato.files import state
+from sfumato.plugins import is_path
 from sfumato.rewards.names import files_of_reward
 from sfumato.text.encoders import WordVectors
 
@@ -27,6 +28,8 @@ PROMPTS = naming_files(lambda name: [name] if find_prompts(name) == Path(name) e
 """Metadata of an option that is a prompt file, or the name of a bundled one."""
 TEXT_ENCODER = naming_files(lambda name: [] if name == WordVectors.name else [name])
 """Metadata of an option that is a text encoder."""
+VQA = naming_files(lambda name: [name.rpartition(":")[0] if is_path(name) else name])
+"""Metadata of an option that is a model that answers questions: a hub id or folder, or `path/to/file.py:function`."""
 REWARDS = naming_files(files_of_reward)
 """Metadata of an option that is a list of rewards."""
 

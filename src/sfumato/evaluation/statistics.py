@@ -22,8 +22,11 @@ class Moments:
     """Number, mean and scatter (sum of squared deviations) of rows, in float64; those of disjoint sets can be added."""
 
     count: int
+    """number of rows"""
     mean: Float[Tensor, " D"]
+    """mean of each column"""
     scatter: Float[Tensor, "D D"]
+    """sum over rows of the outer product of their deviation from the mean"""
 
     @staticmethod
     def of(features: Float[Tensor, "N D"]) -> "Moments":

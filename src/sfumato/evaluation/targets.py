@@ -62,6 +62,7 @@ class Target:
     folder: Path
     """folder for this target only"""
     device: torch.device
+    """where models draw, and images are measured"""
 
     @property
     def has_images(self) -> bool:

@@ -351,7 +351,7 @@ def check_address(addresses: str, field: str = "endpoint") -> None:
     """Check the form of one or several addresses, separated by commas.
 
     Raises:
-        UserError: one of them is no address of an HTTP server, or contains a password.
+        UserError: one of them is not the address of an HTTP server, or contains a password.
     """
     for address in addresses.split(","):
         try:

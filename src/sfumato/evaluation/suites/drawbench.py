@@ -61,11 +61,20 @@ def first_prompts(file: str, first: int, per_prompt: int) -> list[Prompt]:
     Raises:
         UserError: a number is wrong, or the file cannot be read.
     """
+    check_counts(first, per_prompt)
+    return read_prompts(find_prompts(file))[: first or None]
+
+
+def check_counts(first: int, per_prompt: int) -> None:
+    """Check the number of prompts to use and of images for each.
+
+    Raises:
+        UserError: a number is wrong.
+    """
     if per_prompt < 1:
         raise UserError(f"per_prompt: {per_prompt} is too small; give at least 1")
     if first < 0:
         raise UserError(f"first: {first} is negative; give a number of prompts, or 0 for all")
-    return read_prompts(find_prompts(file))[: first or None]
 
 
 def asked(target: Target, images: Images, prompts: list[Prompt], per_prompt: int) -> Words:

@@ -12,14 +12,16 @@ from sfumato.evaluation.runner import Measure
 from sfumato.evaluation.suites.accuracy import AccuracySuite
 from sfumato.evaluation.suites.alignment import Alignment
 from sfumato.evaluation.suites.diversity import Diversity
+from sfumato.evaluation.suites.dpg import DPG
 from sfumato.evaluation.suites.drawbench import DrawBench
 from sfumato.evaluation.suites.entropy import Entropy
 from sfumato.evaluation.suites.geneval import GenEval
 from sfumato.evaluation.suites.imagenet import ImageNet
+from sfumato.evaluation.suites.t2i_compbench import T2ICompBench
 from sfumato.evaluation.tables import Results
 from sfumato.evaluation.targets import Target
 
-Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench | GenEval
+Swept = AccuracySuite | Alignment | ImageNet | Entropy | Diversity | DrawBench | GenEval | DPG | T2ICompBench
 """Suites that draw with guidance."""
 
 
