@@ -61,7 +61,7 @@ def test_kernels_and_operations_by_phase(device: torch.device):
     with fake_cuda(), Meter(device) as meter:
         a = torch.ones(4, 3, device=device)
         with meter.phase("product"):
-            b = a @ a.t()  # 2 · 4 · 3 · 4 operations; the transposed view is no kernel
+            b = a @ a.t()  # 2 · 4 · 3 · 4 operations; the transposed view runs no kernel
         with meter.phase("others"):
             c = b.view(-1).unflatten(0, (2, 8))[1].detach()
             torch.empty(3, device=device)

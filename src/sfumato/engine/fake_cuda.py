@@ -7,14 +7,11 @@ zeros.
 All of this runs for every operator. `no_type_check` keeps the type checks of tests away, which would take longer.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Protocol, no_type_check
+from typing import Any, no_type_check
 
 import torch
 import torch.__future__ as modules
@@ -24,6 +21,9 @@ from torch.autograd.graph import _engine_run_backward as run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils as foreach
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from sfumato.engine.fake_driver import CALLS, driver
+from sfumato.engine.fake_kernels import FusedNorm, attention
 
 aten = torch.ops.aten
 DEVICE_OF = torch.ops.prim.device.default
@@ -299,7 +299,7 @@ class _Functions(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         args, kwargs = tuple(_named(x) for x in args), {name: _named(x) for name, x in (kwargs or {}).items()}
         if func is F.scaled_dot_product_attention and isinstance(args[0], FakeCuda):
-            return _attention(*args, **kwargs)
+            return attention(*args, **kwargs)
         if func is F.rms_norm and isinstance(args[0], FakeCuda) and kwargs.get("weight") is not None:
             return FusedNorm.apply(args[0], kwargs["weight"])
         if func is Tensor.new_tensor and isinstance(args[0], FakeCuda):
@@ -333,166 +333,6 @@ def _seen_by_autocast(seen: bool) -> Iterator[None]:
         FakeCuda.seen_by_autocast = before
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Compute attention with the kernel that torch selects on a GPU of compute capability 8.0 or higher.
-
-    The rules are those of `sdp_utils.cpp`. Flash attention needs 16-bit numbers, no mask and heads of at most 256
-    channels. Memory-efficient attention needs as many heads of keys as of queries, and heads of a multiple of 8
-    channels in 16 bits or 4 channels in 32 bits. Both need channels that are adjacent in memory. Everything else is
-    computed with all scores in memory.
-    """
-    if torch.is_autocast_enabled("cuda"):
-        half = torch.get_autocast_dtype("cuda")
-        query, key, value = query.to(half), key.to(half), value.to(half)
-        attn_mask = attn_mask.to(half) if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
-    if not query.dtype == key.dtype == value.dtype:
-        raise RuntimeError(f"Expected query, key and value to have one type: {query.dtype}, {key.dtype}, {value.dtype}")
-    width, half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
-    adjacent = all(x.stride(-1) == 1 for x in (query, key, value)) and query.ndim == 4
-    square = query.shape[-2] == key.shape[-2] or not is_causal
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -torch.inf)
-    with torch.autocast("cuda", enabled=False):
-        if half and attn_mask is None and width <= 256 and adjacent and square:
-            padded = [F.pad(x, (0, -width % 8)) if width % 8 else x for x in (query, key, value)]
-            scale = width**-0.5 if scale is None else scale
-            out = aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, scale=scale)[0]
-            return out[..., :width]
-        if adjacent and width % (8 if half else 4) == 0 and query.shape[1] == key.shape[1]:
-            if attn_mask is not None:
-                if attn_mask.shape[-1] % 8:
-                    attn_mask = F.pad(attn_mask, (0, -attn_mask.shape[-1] % 8))[..., : key.shape[-2]]
-                attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
-            keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-            return aten._scaled_dot_product_efficient_attention(
-                query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=scale
-            )[0]
-        return aten._scaled_dot_product_attention_math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
-
-
-class FusedNorm(torch.autograd.Function):
-    """The kernels and the memory of RMS norm on a GPU. Torch's builds without CUDA take it apart into six kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """Keep the input alone."""
-        ctx.save_for_backward(x, weight)
-        return x * weight
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Return gradients of the right shapes."""
-        x, weight = ctx.saved_tensors
-        return (gradients[0] * weight).to(x.dtype), gradients[0].flatten(0, -2).sum(0).to(weight.dtype)
-
-
-class _Idle:
-    """Stands for a stream or an event: there is no work to wait for."""
-
-    def __init__(self, *arguments: Any, **named: Any):
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., "_Idle"]:
-        return lambda *arguments, **named: self
-
-    def elapsed_time(self, end: "_Idle") -> float:
-        """Return the milliseconds between two events."""
-        return 0.0
-
-
-class Observer(Protocol):
-    """Something that counts the work of the fake GPU."""
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Kernels and floating-point operations so far."""
-        ...
-
-    def count(self, kernels: int, flops: int) -> None:
-        """Add work."""
-        ...
-
-
-OBSERVERS: list[Observer] = []
-"""Whom a fake CUDA graph tells about its work."""
-
-
-class _Graph:
-    """Stands for a CUDA graph. A replay computes nothing, but the work of the recorded kernels counts."""
-
-    def __init__(self):
-        self.work: list[tuple[Observer, int, int]] = []
-
-    def replay(self) -> None:
-        for observer, kernels, flops in self.work:
-            observer.count(kernels, flops)
-
-
-@contextmanager
-def _recording(graph: _Graph, *arguments: Any, **named: Any) -> Iterator[None]:
-    """Record the work of a block, which counts only when it is replayed."""
-    before = [observer.counts for observer in OBSERVERS]
-    yield
-    for observer, (kernels, flops) in zip(OBSERVERS, before, strict=True):
-        more_kernels, more_flops = observer.counts
-        graph.work.append((observer, more_kernels - kernels, more_flops - flops))
-        observer.count(kernels - more_kernels, flops - more_flops)
-
-
-_CALLS: dict[str, Any] = {
-    "is_available": lambda: True,
-    "is_bf16_supported": lambda *arguments, **named: True,
-    "device_count": lambda: 1,
-    "current_device": lambda: 0,
-    "set_device": lambda device: None,
-    "synchronize": lambda device=None: None,
-    "empty_cache": lambda: None,
-    "memory_allocated": lambda device=None: 0,
-    "max_memory_allocated": lambda device=None: 0,
-    "reset_peak_memory_stats": lambda device=None: None,
-    "current_stream": _Idle,
-    "stream": nullcontext,
-    "Stream": _Idle,
-    "Event": _Idle,
-    "CUDAGraph": _Graph,
-    "graph": _recording,
-    "graph_pool_handle": lambda: None,
-}
-"""Functions of `torch.cuda` on the fake GPU."""
-
-
-@contextmanager
-def _driver() -> Iterator[None]:
-    """Give C++ code a driver for "cuda" that does nothing, unless torch has one.
-
-    Torch has such a driver for builds with CUDA on machines without a GPU, and none for builds without CUDA. There, the
-    driver of the CPU, which does nothing either, takes its place in torch's table of drivers.
-    """
-    if torch.backends.cuda.is_built():
-        torch._C._ensureCUDADeviceGuardSet()
-        yield
-        return
-    library = Path(torch.__file__).parent / "lib" / ("libc10.dylib" if sys.platform == "darwin" else "libc10.so")
-    table = (ctypes.c_void_p * 2).in_dll(ctypes.CDLL(str(library)), "_ZN3c104impl26device_guard_impl_registryE")
-    cpu, cuda = 0, 1
-    before, table[cuda] = table[cuda], table[cpu]
-    try:
-        yield
-    finally:
-        table[cuda] = before
-
-
 @contextmanager
 def fake_cuda() -> Iterator[torch.device]:
     """Provide a fake GPU as the device "cuda" of this thread, even if there is a real one; yields its device.
@@ -504,11 +344,11 @@ def fake_cuda() -> Iterator[torch.device]:
     overwrite = modules.get_overwrite_module_params_on_conversion()
     supported = [*foreach._get_foreach_kernels_supported_devices(), META.type]
     with ExitStack() as stack:
-        for name, call in _CALLS.items():
+        for name, call in CALLS.items():
             stack.enter_context(_replaced(torch.cuda, name, call))
         stack.enter_context(_replaced(foreach, "_foreach_supported_types", [Tensor, FakeCuda]))
         stack.enter_context(_replaced(foreach, "_get_foreach_kernels_supported_devices", lambda: supported))
-        stack.enter_context(_driver())
+        stack.enter_context(driver())
         stack.enter_context(_replaced(torch.autograd, "_engine_run_backward", _run_backward))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_Operators())

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from sfumato.engine import fake_cuda
+from sfumato.engine import fake_cuda, fake_driver, fake_kernels
 from sfumato.engine.fake_cuda import leaves
+from sfumato.engine.fake_driver import OBSERVERS
 
 aten = torch.ops.aten
 BLOCK = 512
@@ -41,7 +42,8 @@ WAITING = {
     aten.repeat_interleave.Tensor,
 }
 """Operators whose results the CPU needs before it can go on."""
-HIDDEN = (*(str(Path(m.__file__ or "").parent) for m in (torch, jaxtyping)), fake_cuda.__file__, __file__, "<")
+_OWN = (fake_cuda.__file__, fake_driver.__file__, fake_kernels.__file__, __file__)
+HIDDEN = (*(str(Path(m.__file__ or "").parent) for m in (torch, jaxtyping)), *_OWN, "<")
 """Beginnings of the names of files in which nobody looks for an operator: torch, type checks, fake GPU, this file."""
 READS, UPLOADS = "reads a result", "uploads without non_blocking"
 """Reasons for which the CPU waits."""
@@ -87,13 +89,13 @@ class Meter(TorchDispatchMode):
 
     def __enter__(self) -> "Meter":
         if self.kind == "cuda":
-            fake_cuda.OBSERVERS.append(self)
+            OBSERVERS.append(self)
         return super().__enter__()
 
     def __exit__(self, *arguments: Any) -> None:
         super().__exit__(*arguments)
         if self.kind == "cuda":
-            fake_cuda.OBSERVERS.remove(self)
+            OBSERVERS.remove(self)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
