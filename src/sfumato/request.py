@@ -150,6 +150,8 @@ class TextInputs:
     """table of distinct captions, shared by all parts of these inputs"""
     null: Bool[Tensor, " B"] | None = None
     """True for images without a condition; all images have one by default"""
+    null_row: int | None = None
+    """row of the caption that stands for no condition, for models whose unconditional case is a caption"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -157,7 +159,7 @@ class TextInputs:
     def __getitem__(self, index: Index) -> "TextInputs":
         positions = positions_of(index, len(self)).to(self.rows.device)
         null = None if self.null is None else self.null[positions]
-        return TextInputs(rows=self.rows[positions], captions=self.captions, null=null)
+        return replace(self, rows=self.rows[positions], null=null)
 
     def drop(self, null: Bool[Tensor, " B"]) -> "TextInputs":
         """Return a copy in which these images are unconditional."""
@@ -167,10 +169,58 @@ class TextInputs:
         """Return a copy on another device, with only the captions that are in use."""
         if self.rows.device == torch.device(device):
             return self
-        used, rows = self.rows.unique(return_inverse=True)
+        nulls = [] if self.null_row is None else [self.null_row]
+        used, places = torch.cat([self.rows, self.rows.new_tensor(nulls)]).unique(return_inverse=True)
         table = CaptionFeatures(features=self.captions.features[used], mask=self.captions.mask[used]).to(device)
+        rows, null_row = places[: len(self)].to(device), int(places[-1]) if nulls else None
         null = None if self.null is None else self.null.to(device)
-        return TextInputs(rows=rows.to(device), captions=table, null=null)
+        return TextInputs(rows=rows, captions=table, null=null, null_row=null_row)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenInputs:
+    """Inputs of a language model: a table of distinct prompts as token ids, padded on the LEFT, and the row of each
+    image in it."""
+
+    rows: Int[Tensor, " B"]
+    """row of each image in the table"""
+    ids: Int[Tensor, "P T"]
+    """token ids of the prompts, shared by all parts of these inputs"""
+    mask: Bool[Tensor, "P T"]
+    """True for tokens of the prompt, False for padding"""
+    padding: int
+    """token id of padding"""
+    null: Bool[Tensor, " B"] | None = None
+    """True for images without a condition; all images have one by default"""
+    null_row: int | None = None
+    """row of the prompt that stands for no condition, for models whose unconditional case is a prompt"""
+
+    @staticmethod
+    def padded(prompts: Sequence[Sequence[int]], padding: int) -> "TokenInputs":
+        """Left-pad prompts of different lengths; there is one image of each."""
+        rows = pad_sequence(
+            [torch.tensor(prompt) for prompt in prompts], batch_first=True, padding_value=padding, padding_side="left"
+        )
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(rows.shape[1]) >= rows.shape[1] - lengths[:, None]
+        return TokenInputs(rows=torch.arange(len(prompts)), ids=rows, mask=mask, padding=padding)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Index) -> "TokenInputs":
+        positions = positions_of(index, len(self)).to(self.rows.device)
+        null = None if self.null is None else self.null[positions]
+        return replace(self, rows=self.rows[positions], null=null)
+
+    def drop(self, null: Bool[Tensor, " B"]) -> "TokenInputs":
+        """Return a copy in which these images are unconditional."""
+        return replace(self, null=null)
+
+    def to(self, device: torch.device | str) -> "TokenInputs":
+        """Return a copy on another device."""
+        null = None if self.null is None else self.null.to(device)
+        return replace(self, rows=self.rows.to(device), ids=self.ids.to(device), mask=self.mask.to(device), null=null)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,14 @@ def manifests(name: str) -> tuple[str, str]:
     """Return the names of the manifests of a release's network and tokenizer."""
     if name.startswith("var"):
         return f"var_{name[4:]}", "vae_ch160v4096z32" + ("_patchnums512" if name == "var-d36" else "")
+    if name.startswith("switti"):
+        pixels = name.rpartition("-")[2]
+        return f"switti_{pixels}", f"switti_vqvae_{pixels}"
+    if name.startswith("infinity"):
+        return {
+            "infinity-125m-256": ("infinity_layer12_125M_d16", "infinity_vae_d16"),
+            "infinity-2b-1024": ("infinity_2b_d32", "infinity_vae_d32"),
+        }.get(name, ("infinity_8b_d56_patchify", "infinity_vae_d56_f8_14_patchify"))
     if "t2i" in name:
         return f"llamagen_t2i_GPT-XL_{512 if name.endswith('512') else 256}", "llamagen_VQ-16"
     _, size, pixels = name.split("-")

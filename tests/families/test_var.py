@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.network import VARConfig, VARTransformer, attend
-from sfumato.families.var.tokenizer import MultiScaleVQVAE
+from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.policy import Card, Generator
 from sfumato.request import Request, Words
 from sfumato.settings import PerUnit, Settings

@@ -8,7 +8,7 @@ from errors import bad_input
 from golden_data import GOLDEN, golden_var
 from tiny import tiny_var
 
-from sfumato.families.var.tokenizer import phi_assignment
+from sfumato.families.vqvae import phi_assignment
 
 PHI = json.loads((GOLDEN / "manifests/var_phi_index.json").read_text())
 PHI_CASES = [

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfumato.engine.fake_cuda import fake_cuda
-from sfumato.families.llamagen.tokenizer import VQConfig
-from sfumato.families.var.tokenizer import VQVAEConfig
+from sfumato.families.vq import VQConfig
+from sfumato.families.vqvae import VQVAEConfig
 from sfumato.nn import autoencoder
 from sfumato.nn.autoencoder import (
     AttentionBlock,

@@ -30,7 +30,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, Lengths]]:
     """Return a list of the encoders that readers load: name, maximum caption length and encoder."""
     seen: list[tuple[str, int, Lengths]] = []
 
-    def load(name: str, device: object, longest: int) -> Lengths:
+    def load(name: str, device: object, longest: int, clean: bool) -> Lengths:
         seen.append((name, longest, Lengths()))
         return seen[-1][2]
 

@@ -21,7 +21,9 @@ class Release:
     weights: str
     """file of the network in the repository"""
     tokenizer: str
-    """file of the tokenizer in the repository"""
+    """file of the tokenizer in the repository; empty if the file of the network contains it"""
+    tokenizer_repository: str = ""
+    """Hugging Face repository of the tokenizer, if it is another one"""
     needed: Mapping[str, Any]
     """arguments of the family's `read` that cannot be inferred from tensor shapes"""
     facts: Mapping[str, object]
@@ -53,8 +55,8 @@ class Family:
     inferred from tensor shapes"""
     write: Callable[[Any], Mapping[str, StateDict]] | None = None
     """return state dicts with published names, by file name without extension"""
-    wrapping: str = ""
-    """key of the tensors in published .pth files; empty if the files are plain state dicts"""
+    wrapping: Mapping[str, str] = field(default_factory=dict)
+    """key of the tensors in published .pth files, by file name without extension; the others are plain state dicts"""
     inspect: Callable[[StateDict], Mapping[str, object]] = lambda state_dict: {}
     """return the facts about a published state dict that distinguish the releases"""
     releases: Mapping[str, Release] = field(default_factory=dict)

@@ -49,7 +49,12 @@ def described_in(folder: Path) -> Iterator[None]:
 
 def shape_from(kind: type[Shape], values: Mapping[str, Any]) -> Shape:
     """Rebuild a dataclass from its JSON values; lists become tuples."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    """Return the value with all lists in it as tuples, which JSON stores as lists."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def write_folder(

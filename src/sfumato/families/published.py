@@ -81,8 +81,8 @@ def rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
 
 
 def is_autoencoder(state_dict: StateDict) -> bool:
-    """Return whether these are the tensors of a published tokenizer, whose first layer has the same name in all."""
-    return "encoder.conv_in.weight" in state_dict
+    """Return whether these are the tensors of a published tokenizer, whose first layers have similar names."""
+    return not {"encoder.conv_in.weight", "encoder.conv_in.conv.weight"}.isdisjoint(state_dict)
 
 
 def infer_autoencoder(state_dict: StateDict, level: str, block: str) -> tuple[int, tuple[int, ...], int, int]:

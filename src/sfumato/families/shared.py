@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato.errors import UserError
 from sfumato.policy import Card
 from sfumato.request import ClassInputs, Words
+from sfumato.settings import Settings
 
 
 def check_sizes(shape: Any, may_be_zero: Sequence[str] = ()) -> None:
@@ -67,15 +68,16 @@ def class_inputs(words: Words, count: int) -> ClassInputs:
     return ClassInputs(labels=words.labels)
 
 
-def check_size(images: Float[Tensor, "B 3 H W"], size: int) -> None:
-    """Check that images have the size of the tokenizer.
+def check_size(images: Float[Tensor, "B 3 H W"], height: int, width: int | None = None) -> None:
+    """Check that images have the size of the tokenizer; the width is the height by default.
 
     Raises:
         UserError: they have another size.
     """
-    if images.shape[2:] != (size, size):
+    width = width or height
+    if images.shape[2:] != (height, width):
         raise UserError(
-            f"images: shape {tuple(images.shape)} differs from the generator's {size}×{size} pixels; resize them"
+            f"images: shape {tuple(images.shape)} differs from the generator's {height}×{width} pixels; resize them"
         )
 
 
@@ -98,3 +100,30 @@ def keep_top_k(logits: Float[Tensor, "*N V"], top_k: int) -> Float[Tensor, "*N V
         return logits
     smallest_kept = logits.topk(min(top_k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def keep_nucleus(logits: Float[Tensor, "*N V"], top_p: float) -> Float[Tensor, "*N V"]:
+    """Set the logits outside the nucleus of VAR's code to -inf; 0 keeps all.
+
+    Those of the least likely tokens whose probabilities add up to at most 1 - top_p are removed, but never that of the
+    most likely token. (LlamaGen's filter differs at the boundary.)
+    """
+    if top_p <= 0:
+        return logits
+    ascending, order = logits.sort(dim=-1)
+    removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    removed[..., -1] = False
+    return logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+
+
+def ramped_guidance(settings: Settings, scales: int) -> tuple[float, ...] | None:
+    """Return the strength t of guidance at each scale, as VAR counts it; None without guidance.
+
+    A single number g is ramped linearly, t = g·i/(S - 1) at scale i of S; a list sets t directly.
+    """
+    guidance, last = settings.guidance, max(1, scales - 1)
+    if guidance is None:
+        return None
+    if isinstance(guidance, tuple):
+        return settings.at("guidance", scales)
+    return tuple(guidance * scale / last for scale in range(scales))

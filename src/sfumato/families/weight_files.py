@@ -7,6 +7,7 @@ right tensors is taken; `FILE::NAME` chooses another one by name.
 import json
 import pathlib
 import re
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,9 @@ def read_state_dict(path: str | Path, field: str = "weights") -> dict[str, Tenso
 
     Pickles are read with `weights_only=True`: no code in the file is run.
 
+    A folder with `encoder.jit` and `decoder.jit` has a tokenizer in TorchScript, whose tensors are read with
+    `torch.jit.load`: such files contain code, so a note says to trust their source.
+
     Args:
         path: `.safetensors` or PyTorch file, `*.index.json`, or folder; `::NAME` may follow.
         field: what the tensors are, "weights" or "tokenizer"; messages begin with it.
@@ -68,6 +72,8 @@ def read_state_dict(path: str | Path, field: str = "weights") -> dict[str, Tenso
     name, chosen = str(path), ""
     if "::" in name and not Path(name).exists():
         name, _, chosen = name.rpartition("::")
+    if (Path(name) / "encoder.jit").is_file():
+        return _read_torchscript(Path(name), field)
     file = _find(Path(name), field)
     found = dict(_state_dicts(_read(file, field)))
     if not found:
@@ -89,6 +95,20 @@ def _find(path: Path, field: str) -> Path:
         names = f"has {', '.join(f.name for f in files[:5])}" if files else "has no weight file"
         raise UserError(f"{field}: the folder {path} {names}; give the path of one file")
     return files[0]
+
+
+def _read_torchscript(folder: Path, field: str) -> dict[str, Tensor]:
+    """Return the tensors of `encoder.jit` and `decoder.jit`; nothing in them is called."""
+    note(f"{field}: {folder} has TorchScript files, which contain code; use only those of a source that you trust")
+    tensors: dict[str, Tensor] = {}
+    for file in (folder / "encoder.jit", folder / "decoder.jit"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, in which the files are published
+                tensors |= torch.jit.load(file, map_location="cpu").state_dict()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{field}: {file} cannot be read ({fault_of(error)}); download it again") from error
+    return tensors
 
 
 def _read(path: Path, field: str) -> object:
@@ -159,7 +179,7 @@ def fault_of(error: Exception) -> str:
         return f"it contains {foreign[1]}, which could run code"
     unpickling = re.search(r"WeightsUnpickler error: *(.*)", str(error))
     if unpickling:
-        return unpickling[1] or "it is no PyTorch file"
+        return unpickling[1] or "it is not a PyTorch file"
     return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
 
 

@@ -1,7 +1,12 @@
-"""Memory for decoding with attention, shared by the transformers of all families."""
+"""Attention over parts of a sequence, and memory for decoding, shared by the transformers of all families."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -28,6 +33,14 @@ class KeyValueCache:
     def clear(self) -> None:
         """Forget everything, but keep the memory for as many rows of the same type."""
         self.length = 0
+
+    def fork(self, repeats: int) -> "KeyValueCache":
+        """Return a copy with each row in use `repeats` times; copies are adjacent."""
+        twin = KeyValueCache(self.capacity)
+        twin.length, twin.batch = self.length, self.batch * repeats
+        twin.keys = self.keys[: self.batch].repeat_interleave(repeats, dim=0)
+        twin.values = self.values[: self.batch].repeat_interleave(repeats, dim=0)
+        return twin
 
     def append(
         self, keys: Float[Tensor, "B H T d"], values: Float[Tensor, "B H T d"]
@@ -79,3 +92,56 @@ def key_block(device: torch.device) -> int:
     exact numbers save work.
     """
     return 1 if device.type == "cpu" else 64
+
+
+class Span(NamedTuple):
+    """A contiguous part of the sequence, which attends to the keys from `first` to its own end."""
+
+    start: int
+    end: int
+    mask: Bool[Tensor, "T N"] | None = None
+    """True for the keys that each position attends to; None means all of them"""
+    first: int = 0
+
+
+def attend(
+    query: Float[Tensor, "B H T d"],
+    key: Float[Tensor, "B H T d"],
+    value: Float[Tensor, "B H T d"],
+    spans: Sequence[Span],
+    softmax_scale: float,
+) -> Float[Tensor, "B H T d"]:
+    """Compute attention span by span, which avoids most of the scores that a single mask would discard."""
+    parts = [
+        F.scaled_dot_product_attention(
+            query[:, :, span.start : span.end],
+            key[:, :, span.first : span.end],
+            value[:, :, span.first : span.end],
+            attn_mask=span.mask,
+            scale=softmax_scale,
+        )
+        for span in spans
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
+def causal_spans(units: Sequence[int], mask: Bool[Tensor, "L L"]) -> list[Span]:
+    """Return spans in which each scale attends to itself and all coarser ones: one for each of the two finest scales
+    (most of the tokens), and a masked one for the others.
+
+    Args:
+        units: number of tokens of each scale.
+        mask: which keys each position attends to, at least for all scales but the two finest.
+    """
+    coarse = sum(units[:-2])
+    spans = [Span(0, coarse, mask[:coarse, :coarse])] if coarse else []
+    for unit in units[-2:]:
+        start = spans[-1].end if spans else 0
+        spans.append(Span(start, start + unit))
+    return spans
+
+
+def separate_spans(units: Sequence[int]) -> list[Span]:
+    """Return spans in which each scale attends only to itself."""
+    ends = list(accumulate(units))
+    return [Span(end - unit, end, first=end - unit) for unit, end in zip(units, ends, strict=True)]

@@ -126,12 +126,12 @@ class Level(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Residual block, attention, residual block."""
+    """Residual block, attention if there is any, residual block."""
 
-    def __init__(self, channels: int, norm_groups: int):
+    def __init__(self, channels: int, norm_groups: int, attention: bool):
         super().__init__()
         self.block1 = ResBlock(channels, channels, norm_groups)
-        self.attention = AttentionBlock(channels, norm_groups)
+        self.attention = AttentionBlock(channels, norm_groups) if attention else nn.Identity()
         self.block2 = ResBlock(channels, channels, norm_groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Upsample(nn.Module):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) to features (B, latent_channels, H / downsampling, W / downsampling)."""
 
-    def __init__(self, config: AutoencoderShape):
+    def __init__(self, config: AutoencoderShape, attention: bool = True):
         super().__init__()
         base, groups = config.base_channels, config.norm_groups
         widths = [base * m for m in config.channel_multipliers]
@@ -174,11 +174,11 @@ class Encoder(nn.Module):
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             blocks = [ResBlock(channels if j == 0 else width, width, groups) for j in range(config.num_res_blocks)]
-            attentions = [AttentionBlock(width, groups) for _ in blocks] if last else []
+            attentions = [AttentionBlock(width, groups) for _ in blocks] if last and attention else []
             levels.append(Level(blocks, attentions, None if last else Downsample(width)))
             channels = width
         self.levels = nn.ModuleList(levels)
-        self.middle = Bottleneck(channels, groups)
+        self.middle = Bottleneck(channels, groups, attention)
         self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
@@ -193,18 +193,19 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Mirror image of the encoder, with one more block per level; its output is not clamped."""
 
-    def __init__(self, config: AutoencoderShape):
+    def __init__(self, config: AutoencoderShape, attention: bool = True):
         super().__init__()
         groups = config.norm_groups
         widths = [config.base_channels * m for m in config.channel_multipliers]
         channels = widths[-1]
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.middle = Bottleneck(channels, groups)
+        self.middle = Bottleneck(channels, groups, attention)
         levels = []  # coarse to fine
         for i, width in reversed(list(enumerate(widths))):
             blocks = [ResBlock(channels if j == 0 else width, width, groups) for j in range(config.num_res_blocks + 1)]
-            attentions = [AttentionBlock(width, groups) for _ in blocks] if i == len(widths) - 1 else []
+            lowest = i == len(widths) - 1
+            attentions = [AttentionBlock(width, groups) for _ in blocks] if lowest and attention else []
             levels.append(Level(blocks, attentions, Upsample(width) if i > 0 else None))
             channels = width
         self.levels = nn.ModuleList(levels)

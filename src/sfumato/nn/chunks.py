@@ -1,14 +1,18 @@
 """Functions of logits that never hold the logits of all positions at once."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.policy import Reduction
 
 
-def reduced(head: nn.Module, x: Float[Tensor, "B T C"], reduction: Reduction) -> Float[Tensor, "B T"]:
+def reduced(
+    head: Callable[[Tensor], Tensor], x: Float[Tensor, "B T C"], reduction: Reduction
+) -> Float[Tensor, "B T *F"]:
     """Return a function of `head(x)`. The backward pass computes the logits of each chunk again.
 
     With 64000 codes and 4096 positions, the logits of one image take 1 GiB in float32, and their gradient another.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 from sfumato.files import state, write_atomically
-from sfumato.text.encoders import TextEncoder
+from sfumato.text.encoders import TextEncoder, encoder_names
 
 FORMAT = 4
 """Part of a cache's name. It must change whenever the file format or the features of an encoder change."""
@@ -80,6 +80,7 @@ def cache_features(
     progress: Callable[[int, int], object] | None = None,
     *,
     longest: int = 120,
+    clean: bool = True,
 ) -> CachedReader:
     """Return a reader of these captions from disk; if they are not cached, encode them and release the encoder.
 
@@ -94,14 +95,17 @@ def cache_features(
         folder: parent folder of all caches; a subfolder is created for this encoder and these captions.
         progress: called with the number of captions that are done and the total number.
         longest: maximum number of text tokens per caption that the encoder reads.
+        clean: whether the encoder cleans captions.
 
     Raises:
         UserError: the features exceed the range of half precision, an existing cache is damaged, or `make_reader`
             raised it.
     """
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # to reduce padding in batches
-    encoder = state(Path(name)) if Path(name).is_dir() else name
-    digest = hashlib.sha256(json.dumps([FORMAT, encoder, longest, distinct]).encode()).hexdigest()[:16]
+    parts = [state(Path(part)) if Path(part).is_dir() else part for part in encoder_names(name)]
+    encoder = parts if len(parts) > 1 else parts[0]
+    about = [FORMAT, encoder, longest, distinct, *([] if clean else ["not cleaned"])]
+    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     cache = Path(folder) / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)[-60:].strip('-')}-{digest}"
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_name(f"{cache.name}.lock")):

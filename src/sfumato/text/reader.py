@@ -11,6 +11,7 @@ from torch import Tensor
 from sfumato.request import CaptionFeatures, TextInputs
 from sfumato.text.cache import CachedReader, cache_features
 from sfumato.text.encoders import CutCaptions, TextEncoder, WordVectors, load_text_encoder
+from sfumato.text.prompt_reader import PromptReader
 
 
 class Zeros:
@@ -29,15 +30,20 @@ class Zeros:
 class CaptionReader:
     """Converts captions to the features that a network reads."""
 
-    def __init__(self, encoder: str, longest: int, width: int):
+    def __init__(self, encoder: str, longest: int, width: int, null: str | None = None, clean: bool = True):
         """Create a reader; nothing is loaded yet.
 
         Args:
-            encoder: the bundled "word-vectors", or a T5 by hub id or folder.
+            encoder: name of the text encoder, see `load_text_encoder`.
             longest: maximum number of text tokens for the network; further tokens are cut off.
             width: number of features per text token that the network reads.
+            null: caption that stands for no condition, if the network's unconditional case is a caption; it is read
+                with all others.
+            clean: whether a T5 cleans captions, see `T5Reader`.
         """
         self.encoder, self.longest, self.width, self.cut = encoder, longest, width, CutCaptions()
+        self.clean = clean
+        self.always = () if null is None else (null,)
         self._loaded: TextEncoder | CachedReader | None = None
 
     def use(self, encoder: str) -> None:
@@ -53,19 +59,23 @@ class CaptionReader:
 
         Args:
             captions: one caption per image.
-            device: device of a T5 text encoder.
+            device: device of a text encoder from the hub.
 
         Raises:
             UserError: the text encoder cannot be loaded, or a caption is missing from the cache.
         """
         if self._loaded is None:
-            self._loaded = load_text_encoder(self.encoder, device, self.longest)
-        distinct = list(dict.fromkeys(captions))
+            self._loaded = load_text_encoder(self.encoder, device, self.longest, self.clean)
+        distinct = list(dict.fromkeys((*captions, *self.always)))
         numbers = {caption: number for number, caption in enumerate(distinct)}
         encoded = self._loaded.encode(distinct)
         self.cut.say(distinct, map(len, encoded), self.longest)
         features = CaptionFeatures.padded(encoded, self.longest)
-        return TextInputs(rows=torch.tensor([numbers[caption] for caption in captions]), captions=features)
+        return TextInputs(
+            rows=torch.tensor([numbers[caption] for caption in captions]),
+            captions=features,
+            null_row=numbers[self.always[0]] if self.always else None,
+        )
 
     def prepare(
         self,
@@ -91,13 +101,16 @@ class CaptionReader:
             return
 
         def load() -> TextEncoder:
-            return load_text_encoder(self.encoder, device, self.longest)
+            return load_text_encoder(self.encoder, device, self.longest, self.clean)
 
-        self._loaded = cache_features(captions, self.encoder, load, folder, progress, longest=self.longest)
+        captions = [*captions, *self.always]
+        self._loaded = cache_features(
+            captions, self.encoder, load, folder, progress, longest=self.longest, clean=self.clean
+        )
 
 
 @runtime_checkable
 class ReadsCaptions(Protocol):
-    """A generator that has its own text encoder for captions."""
+    """A generator that has its own text encoder, or text tokenizer, for captions."""
 
-    reader: CaptionReader
+    reader: CaptionReader | PromptReader

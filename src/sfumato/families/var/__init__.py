@@ -12,7 +12,7 @@ from sfumato.families.var.generator import VAR
 from sfumato.families.var.network import VARConfig
 from sfumato.families.var.published import inspect_var, read_var, write_var
 from sfumato.families.var.releases import RELEASES
-from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
+from sfumato.families.vqvae import MultiScaleVQVAE, VQVAEConfig
 
 
 def build(shape: Mapping[str, Any]) -> VAR:

@@ -1,16 +1,24 @@
 """VAR as a generator: guided logits from labels and drawn scales, and images (Tian et al., 2024)."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from sfumato.families.shared import check_size, check_tokens, class_inputs, keep_top_k, number_classes
+from sfumato.families.shared import (
+    check_size,
+    check_tokens,
+    class_inputs,
+    keep_nucleus,
+    keep_top_k,
+    number_classes,
+    ramped_guidance,
+)
 from sfumato.families.var.network import BlockCache, VARConfig, VARTransformer
-from sfumato.families.var.tokenizer import MultiScaleVQVAE
+from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card, Reduction
 from sfumato.request import ClassInputs, Request, Words, inputs_of
@@ -64,7 +72,7 @@ class VAR(nn.Module):
 
     def start(self, inputs: ClassInputs | Request, settings: Settings = PLAIN) -> VARState:
         """Return a new decoding state for these classes."""
-        strengths, shape = self._strengths(settings), self.tokenizer.config
+        strengths, shape = ramped_guidance(settings, len(self.units)), self.tokenizer.config
         labels, side = self._rows(inputs, strengths), shape.scales[-1]
         return VARState(
             scale=0,
@@ -93,6 +101,15 @@ class VAR(nn.Module):
         strength = None if state.strengths is None else state.strengths[scale]
         return self.network(state.labels, codes, state.caches, strength)
 
+    def fork(self, state: VARState, repeats: int) -> VARState:
+        """Return a state with each image `repeats` times, to go on in as many ways; copies are adjacent."""
+        return replace(
+            state,
+            labels=state.labels.repeat_interleave(repeats),
+            caches=[cache.fork(repeats) for cache in state.caches],
+            features=state.features.repeat_interleave(repeats, dim=0),
+        )
+
     def logits(
         self,
         inputs: ClassInputs | Request,
@@ -107,9 +124,9 @@ class VAR(nn.Module):
         """
         units = self.units[:count]
         check_tokens(tokens, units)
-        strengths = self._strengths(settings)
+        strengths = ramped_guidance(settings, len(self.units))
         labels = self._rows(inputs, strengths)
-        codes = self._codes(tokens, count)
+        codes = self.tokenizer.quantizer.codes_before(tokens.split(units, dim=1))
         if codes is not None:
             codes = codes.repeat(len(labels) // len(codes), 1, 1)
         strength = None
@@ -120,9 +137,7 @@ class VAR(nn.Module):
 
     def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""
-        quantizer = self.tokenizer.quantizer
-        parts = [quantizer.upsample(i, quantizer.embed(t)) for i, t in enumerate(tokens.split(self.units, dim=1))]
-        return self.tokenizer.reconstruct(torch.stack(parts).sum(0))
+        return self.tokenizer.reconstruct(self.tokenizer.quantizer.accumulate(tokens.split(self.units, dim=1)))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Encode images in [0, 1] as tokens; their size must be that of the tokenizer."""
@@ -136,13 +151,7 @@ class VAR(nn.Module):
         Top-k keeps ties with the k-th token. The nucleus filter removes the least likely tokens whose probabilities add
         up to at most 1 - top_p, and always keeps the most likely token. (LlamaGen's filter differs at the boundary.)
         """
-        logits = keep_top_k(logits, top_k)
-        if top_p > 0:
-            ascending, order = logits.sort(dim=-1)
-            removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-            removed[..., -1] = False
-            logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
-        return logits
+        return keep_nucleus(keep_top_k(logits, top_k), top_p)
 
     @torch.no_grad()
     def sample_smooth(
@@ -168,15 +177,6 @@ class VAR(nn.Module):
             weights.append((perturbed / max(0.27 * (1 - 0.95 * progress), 0.005)).softmax(-1))
         return self.decode(torch.cat(weights, dim=1))
 
-    def _strengths(self, settings: Settings) -> tuple[float, ...] | None:
-        """Return the strength t of guidance at each scale; None without guidance."""
-        guidance, last = settings.guidance, max(1, len(self.units) - 1)
-        if guidance is None:
-            return None
-        if isinstance(guidance, tuple):
-            return settings.at("guidance", len(self.units))
-        return tuple(guidance * scale / last for scale in range(len(self.units)))
-
     def _rows(self, inputs: ClassInputs | Request, strengths: tuple[float, ...] | None) -> Int[Tensor, " R"]:
         """Return the labels for the network; with guidance, followed by as many null classes."""
         classes = inputs_of(inputs)
@@ -185,14 +185,3 @@ class VAR(nn.Module):
         if classes.null is not None:
             labels = labels.masked_fill(classes.null, null_class)
         return labels if strengths is None else torch.cat([labels, torch.full_like(labels, null_class)])
-
-    def _codes(self, tokens: Int[Tensor, "B L"], count: int | None = None) -> Float[Tensor, "B T Z"] | None:
-        """Return the teacher-forcing input: for each of `count` scales except the first, the feature map so far at its
-        side. None if there is only the first."""
-        quantizer = self.tokenizer.quantizer
-        features, inputs = None, []
-        for scale, unit in enumerate(tokens.split(self.units[:count], dim=1)[:-1]):
-            added = quantizer.upsample(scale, quantizer.embed(unit))
-            features = added if features is None else features + added
-            inputs.append(quantizer.downsample(scale + 1, features).flatten(2).transpose(1, 2))
-        return torch.cat(inputs, dim=1) if inputs else None

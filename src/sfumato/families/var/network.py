@@ -7,16 +7,15 @@ released weights load. Comments in the code note the two exceptions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.families.shared import check_sizes
-from sfumato.nn.attention import KeyValueCache
+from sfumato.nn.attention import KeyValueCache, Span, attend, causal_spans
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
 from sfumato.policy import Reduction
@@ -57,35 +56,13 @@ class BlockCache:
     modulation: Float[Tensor, "R 6 C"] | None = None
     """gates, scales and shifts, which are the same at all scales"""
 
-
-class Span(NamedTuple):
-    """A contiguous part of the sequence, which attends to all keys up to its own end."""
-
-    start: int
-    end: int
-    mask: Bool[Tensor, "T N"] | None = None
-    """True for the keys that each position attends to; None means all of them"""
-
-
-def attend(
-    query: Float[Tensor, "B H T d"],
-    key: Float[Tensor, "B H T d"],
-    value: Float[Tensor, "B H T d"],
-    spans: Sequence[Span],
-    softmax_scale: float,
-) -> Float[Tensor, "B H T d"]:
-    """Compute attention span by span, which avoids most of the scores that a single mask would discard."""
-    parts = [
-        F.scaled_dot_product_attention(
-            query[:, :, span.start : span.end],
-            key[:, :, : span.end],
-            value[:, :, : span.end],
-            attn_mask=span.mask,
-            scale=softmax_scale,
+    def fork(self, repeats: int) -> "BlockCache":
+        """Return a copy with each row `repeats` times; copies are adjacent."""
+        modulation = self.modulation
+        return BlockCache(
+            attention=self.attention.fork(repeats),
+            modulation=None if modulation is None else modulation.repeat_interleave(repeats, dim=0),
         )
-        for span in spans
-    ]
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -230,12 +207,7 @@ class VARTransformer(nn.Module):
         If there is a `length`, the scales are the first ones with this number of tokens.
         """
         units = [unit for unit, end in zip(self.units, accumulate(self.units), strict=True) if end <= (length or end)]
-        coarse = sum(units[:-2])
-        spans = [Span(0, coarse, self.mask[:coarse, :coarse])] if coarse else []
-        for unit in units[-2:]:
-            start = spans[-1].end if spans else 0
-            spans.append(Span(start, start + unit))
-        return spans
+        return causal_spans(units, self.mask)
 
     def _classify(
         self,

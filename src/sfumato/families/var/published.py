@@ -1,7 +1,6 @@
 """Read and write VAR's published tensor names. Upstream names occur only in the families' `published.py`."""
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
@@ -11,15 +10,14 @@ from sfumato.errors import UserError
 from sfumato.families.published import (
     StateDict,
     count_of,
-    infer_autoencoder,
     load_strictly,
-    published_state_dict,
     rename,
     shape_of,
 )
+from sfumato.families.published_vqvae import infer_vqvae_config, load_vqvae, written_vqvae
 from sfumato.families.var.generator import VAR
 from sfumato.families.var.network import VARConfig
-from sfumato.families.var.tokenizer import MultiScaleVQVAE, VQVAEConfig
+from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.policy import Card
 
 # Patterns in our names and their published replacements, applied in order.
@@ -37,23 +35,6 @@ _VAR_NAMES = (
     (r"\.modulation_offset", ".ada_gss"),
     (r"\.modulation\.", ".ada_lin.1."),
     (r"\.(fc[12])\.", r".ffn.\1."),
-)
-_VQVAE_NAMES = (
-    (r"^pre_conv", "quant_conv"),
-    (r"^post_conv", "post_quant_conv"),
-    (r"^quantizer\.codebook", "quantize.embedding"),
-    (r"^quantizer\.phi", "quantize.quant_resi.qresi_ls"),
-    (r"^quantizer\.usage", "quantize.ema_vocab_hit_SV"),
-    (r"^encoder\.levels\.", "encoder.down."),
-    (r"^decoder\.levels\.", "decoder.up."),
-    (r"\.blocks\.", ".block."),
-    (r"\.attentions\.", ".attn."),
-    (r"^(encoder\.down\.\d+)\.resample", r"\1.downsample"),
-    (r"^(decoder\.up\.\d+)\.resample", r"\1.upsample"),
-    (r"\.middle\.block(\d)", r".mid.block_\1"),
-    (r"\.middle\.attention", ".mid.attn_1"),
-    (r"\.proj\.", ".proj_out."),
-    (r"\.shortcut\.", ".nin_shortcut."),
 )
 
 
@@ -95,12 +76,7 @@ def read_var(
     with torch.device("meta"):  # skips the computation of initial values
         tokenizer = MultiScaleVQVAE(vqvae_config)
         generator = VAR(config, tokenizer, Card(family="var", class_names=tuple(class_names or ())))
-    usage = vqvae_state_dict.get("quantize.ema_vocab_hit_SV")
-    if usage is not None and usage.shape[0] != len(scales):
-        # This is a hit counter, not a weight. The published loader also replaces it when the scales differ.
-        vqvae_state_dict = {**vqvae_state_dict, "quantize.ema_vocab_hit_SV": torch.zeros(len(scales), usage.shape[1])}
-    num_levels = len(vqvae_config.channel_multipliers)
-    load_strictly(tokenizer, vqvae_state_dict, lambda name: _published_vqvae(name, num_levels), "tokenizer")
+    load_vqvae(tokenizer, vqvae_state_dict)
     derived = _derived_buffers(generator).keys()
     network = {k: v for k, v in var_state_dict.items() if k not in derived}
     load_strictly(generator.network, network, _published_var, "weights")
@@ -116,8 +92,7 @@ def write_var(generator: VAR) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         leading = {"pos_start": 1, "pos_1LC": 1, "ada_gss": 2, "scale_mul_1H11": 1}.get(published.split(".")[-1], 0)
         network[published] = tensor[(None,) * leading]
     network |= _derived_buffers(generator)
-    num_levels = len(generator.tokenizer.config.channel_multipliers)
-    return network, published_state_dict(generator.tokenizer, lambda name: _published_vqvae(name, num_levels))
+    return network, written_vqvae(generator.tokenizer)
 
 
 def infer_var_config(state_dict: StateDict, *, num_heads: int, norm_eps: float = 1e-6) -> VARConfig:
@@ -135,34 +110,8 @@ def infer_var_config(state_dict: StateDict, *, num_heads: int, norm_eps: float =
     )
 
 
-def infer_vqvae_config(
-    state_dict: StateDict, *, scales: tuple[int, ...], phi_ratio: float = 0.5, norm_groups: int = 32
-) -> VQVAEConfig:
-    """Infer the shape of the tokenizer from a state dict with published names."""
-    vocab_size, latent_channels = shape_of(state_dict, "quantize.embedding.weight", "tokenizer")
-    base, multipliers, blocks, patch = infer_autoencoder(state_dict, "down", "block")
-    return VQVAEConfig(
-        scales=scales,
-        vocab_size=vocab_size,
-        latent_channels=latent_channels,
-        base_channels=base,
-        channel_multipliers=multipliers,
-        num_res_blocks=blocks,
-        patch=patch,
-        norm_groups=norm_groups,
-        num_phi=count_of(state_dict, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
-        phi_ratio=phi_ratio,
-    )
-
-
 def _published_var(name: str) -> tuple[str, ...]:
     return (rename(name, _VAR_NAMES),)
-
-
-def _published_vqvae(name: str, num_levels: int) -> tuple[str, ...]:
-    name = rename(name, _VQVAE_NAMES)
-    # The published decoder numbers its levels from fine to coarse, although it runs them from coarse to fine.
-    return (re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{num_levels - 1 - int(m[1])}", name),)
 
 
 def _derived_buffers(generator: VAR) -> dict[str, Tensor]:

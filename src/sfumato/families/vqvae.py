@@ -1,10 +1,10 @@
-"""The multi-scale image tokenizer.
+"""The multi-scale image tokenizer of VAR and Switti.
 
 `MultiScaleVQVAE` is VAR's tokenizer (Tian et al., 2024, algorithms 1 and 2). It encodes an image as a pyramid of token
 maps, each of which quantizes the residual of the coarser maps.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,24 @@ class MultiScaleQuantizer(nn.Module):
         if scale == len(self.scales) - 1:
             return features
         return F.interpolate(features, size=(self.scales[scale],) * 2, mode="area")
+
+    def codes_before(self, tokens: Sequence[Int[Tensor, "B _"]]) -> Float[Tensor, "B T C"] | None:
+        """Return what a generator reads to predict these scales from the coarser ones (teacher forcing): for each scale
+        except the first, the feature map so far at its side. None if there is only the first.
+
+        Args:
+            tokens: tokens of the first scales, in order.
+        """
+        features, inputs = None, []
+        for scale, unit in enumerate(tokens[:-1]):
+            added = self.upsample(scale, self.embed(unit))
+            features = added if features is None else features + added
+            inputs.append(self.downsample(scale + 1, features).flatten(2).transpose(1, 2))
+        return torch.cat(inputs, dim=1) if inputs else None
+
+    def accumulate(self, tokens: Sequence[Tensor]) -> Float[Tensor, "B C h w"]:
+        """Return the feature map of all scales, from tokens (B, u) or distributions over the vocabulary (B, u, V)."""
+        return torch.stack([self.upsample(scale, self.embed(unit)) for scale, unit in enumerate(tokens)]).sum(0)
 
     def quantize(self, features: Float[Tensor, "B C h w"]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Quantize features from coarse to fine.
