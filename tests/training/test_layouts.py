@@ -8,7 +8,7 @@ import pytest
 from command import run_module
 from run_folders import metrics_of
 from several_runs import run
-from tiny import tiny_llamagen, tiny_var
+from tiny import tiny_infinity, tiny_llamagen, tiny_var
 
 from sfumato.families.library import load_generator, save_model
 
@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "var-adapters": {"model": "var", "sharding": "full", "lora_rank": 2, "ema_decay": 0.5},
     "llamagen-full": {"model": "llamagen", "sharding": "full", "guidance": 1.5},
     "llamagen-adapters": {"model": "llamagen", "lora_rank": 2},
+    "infinity-full": {"model": "infinity", "sharding": "full", "guidance": 2.0, "prompts": "emoji-captions"},
 }
 """Runs by name: their model, and how their config differs from the tiny one."""
 HALF = {"model": "llamagen", "sharding": "full", "precision": "bf16", "gather_for_rollouts": False}
@@ -38,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models, one, several = (tmp_path_factory.mktemp(name) for name in ("models", "one", "several"))
     save_model(models / "var", tiny_var())
     save_model(models / "llamagen", tiny_llamagen())
+    save_model(models / "infinity", tiny_infinity(words=True))
     for count, steps in ((4, 1), (2, 2)):
         launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
         cases = [case(models, name, steps, resume=count < 4, local=2) for name in (*CASES, "half")]
