@@ -66,3 +66,56 @@ def save_mask2former(folder: Path, classes: int = 80) -> Path:
             model.class_predictor.weight.mul_(40)  # so that some predictions are confident
     model.save_pretrained(folder)
     return folder
+
+
+def save_blip_vqa(folder: Path) -> Path:
+    """Save a small random model like Salesforce/blip-vqa-capfilt-large, for 32-pixel images, with its tokenizer."""
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "a", "red", "green", "car", "bench", "?"]
+    vocabulary = {word: number for number, word in enumerate([*words, "[DEC]", "[ENC]"])}
+    transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": len(words), "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}
+    config = transformers.BlipConfig(
+        text_config={**shape, **special, "vocab_size": len(words) + 2, "encoder_hidden_size": 32},
+        vision_config={**shape, "image_size": 32, "patch_size": 16},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.BlipForQuestionAnswering(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def save_owlv2(folder: Path) -> Path:
+    """Save a small random model like google/owlv2-base-patch16-ensemble, for 64-pixel images, with its processor."""
+    import transformers
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
+    from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
+
+    letters = [chr(n) for n in range(33, 127)]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={piece: n for n, piece in enumerate(pieces)}, merges=[], model_max_length=16)
+    processor = transformers.Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 64, "width": 64}), tokenizer)
+    processor.save_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    last = len(pieces) - 1
+    special = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
+    config = transformers.Owlv2Config(
+        text_config={**shape, **special, "vocab_size": len(pieces)},
+        vision_config={**shape, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Owlv2ForObjectDetection(config)
+        with torch.no_grad():
+            for head in (model.class_head, model.box_head):
+                for parameter in head.parameters():
+                    parameter.mul_(0.1)  # their standard deviation is 1, which saturates every box and score
+    model.save_pretrained(folder)
+    return folder

@@ -44,6 +44,7 @@ class Generator(Protocol):
     """
 
     card: Card
+    """what the model says about itself: family, class names, sampling settings, judge"""
     units: tuple[int, ...]
     """number of tokens in each unit; the tokens of a unit are drawn in parallel, the units one after another"""
 
@@ -346,7 +347,8 @@ class Policy:
         if not self.positions or settings.truncates:
             return function(self._adjust_all(generator.logits(inputs, tokens, settings, *cut).float()), slice(None))
         temperatures = torch.tensor(settings.at("temperature", len(generator.units)), device=self.device)
-        divisors = temperatures.repeat_interleave(torch.tensor(generator.units, device=self.device))[:, None]
+        counts = torch.tensor(generator.units, device=self.device)
+        divisors = temperatures.repeat_interleave(counts, output_size=sum(generator.units))[:, None]
         reduction = Reduction(lambda logits, span: function(logits.float() / divisors[span], span), self.positions)
         return generator.logits(inputs, tokens, settings, reduction, *cut[1:])
 

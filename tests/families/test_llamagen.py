@@ -11,9 +11,11 @@ from tiny import CLASS_NAMES, LLAMAGEN, VQ_TOKENIZER, tiny_captions, tiny_llamag
 from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer, causal_mask, rotate
+from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer
 from sfumato.families.llamagen.published import write_llamagen
-from sfumato.families.llamagen.tokenizer import VQModel
+from sfumato.families.vq import VQModel
+from sfumato.nn.llama import causal_mask
+from sfumato.nn.rotary import rotate
 from sfumato.policy import Card, Generator, Policy
 from sfumato.request import CaptionFeatures, ClassInputs, Request, TextInputs, Words
 from sfumato.settings import PerUnit, Settings
@@ -316,7 +318,7 @@ def test_the_cache_is_allocated_once(text: bool):
 def test_reading_more_keys_changes_nothing(text: bool, block: int, monkeypatch: pytest.MonkeyPatch):
     policy = Policy(tiny_llamagen(text=text, guidance_interval=3), replace(GUIDED, temperature=0.7))
     exact = policy.sample(asked(text), torch.arange(3))
-    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: block)
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: block)
     rounded = policy.sample(asked(text), torch.arange(3))
     assert torch.equal(rounded.tokens, exact.tokens)
     torch.testing.assert_close(rounded.log_probs, exact.log_probs, rtol=0, atol=1e-5)
@@ -434,7 +436,7 @@ def test_initial_weights_draw_all_tokens_alike():
 
 def test_rotation_by_hand():
     transformer = tiny_llamagen().network
-    table = transformer.positions(2)
+    table = transformer.positions(2, 2 + 9)
     assert table.shape == (2 + 9, 4, 2)
     # Heads of width 8 have 4 pairs: two rotate with the row, two with the column, by 1 and 1/100 radian per step.
     angles = torch.atan2(table[2:, :, 1], table[2:, :, 0])
@@ -499,7 +501,7 @@ def test_condition_at_the_origin(text: bool):
     torch.testing.assert_close(decoded(generator, request, tokens, settings), logits, rtol=0, atol=1e-4)
     assert (logits - published.logits(request, tokens, settings)).abs().max() > 0.1
     # At the origin, row 0 and column 0, the rotation leaves a vector unchanged.
-    table = generator.network.positions(2)
+    table = generator.network.positions(2, 2 + 9)
     assert torch.equal(table[0], table[2])
     with bad_input("model", "condition_at_origin"):
         write_llamagen(generator)

@@ -21,17 +21,18 @@ from torch import Tensor
 
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.families import releases
-from sfumato.families.library import build_release, export, save_model
+from sfumato.families.exporting import export
+from sfumato.families.library import build_release, save_model
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
 from sfumato.families.llamagen.published import (
     infer_grid_size,
     infer_llamagen_config,
-    infer_vq_config,
     read_llamagen,
     write_llamagen,
 )
-from sfumato.families.llamagen.tokenizer import VQConfig
+from sfumato.families.published_vq import infer_vq_config
+from sfumato.families.vq import VQConfig
 from sfumato.families.weight_files import read_state_dict
 from sfumato.policy import Generator
 from sfumato.settings import Settings

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.network import causal_mask
 from sfumato.families.llamagen.published import _published_llamagen
+from sfumato.nn.llama import causal_mask
 from sfumato.request import CaptionFeatures, Request
 from sfumato.settings import Settings
 
@@ -87,7 +87,7 @@ def test_teacher_forced_logits(variant: str):
 @pytest.mark.parametrize("variant", LLAMAGEN_VARIANTS)
 def test_rotary_table(variant: str):
     golden, length = llamagen_outputs(variant)["freqs_cis"], LLAMAGEN_META["gpt"][variant]["cls_token_num"]
-    positions = golden_llamagen(variant).network.positions(length)
+    positions = golden_llamagen(variant).network.positions(length, length + 16)
     torch.testing.assert_close(positions, golden, rtol=0, atol=1e-6)
     assert not positions[:length].any()
     assert positions[length:].square().sum(-1).min() > 0.999

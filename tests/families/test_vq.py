@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.published import read_llamagen
-from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
+from sfumato.families.vq import VQConfig, VQModel
 
 ATOL = 2e-4
 SIDES = {"vq16": 4, "vq8like": 6}

@@ -17,7 +17,7 @@ from sfumato.cli.main import main
 from sfumato.families import load
 from sfumato.families.library import save_model
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.tokenizer import VQModel
+from sfumato.families.vq import VQModel
 from sfumato.policy import Card, Policy
 from sfumato.rollout import Batch
 from sfumato.settings import Settings

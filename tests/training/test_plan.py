@@ -11,7 +11,7 @@ from errors import bad_input
 from tiny import tiny_config
 
 from sfumato.cli.main import main
-from sfumato.engine.fake_cuda import FusedNorm
+from sfumato.engine.fake_kernels import FusedNorm
 from sfumato.engine.meter import Meter, Phase
 from sfumato.engine.process import Process
 from sfumato.families import load_generator
@@ -52,7 +52,7 @@ def test_memory_is_that_of_real_tensors(model: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_excerpt_counts_all_units(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sfumato.families.llamagen.generator.key_block", lambda device: 1)  # work grows linearly
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: 1)  # work grows linearly
     config = bundled("emoji-llamagen", guidance=2.0, sample_batch_size=2, cuda_graphs=False)
     excerpt = measure(config, 1, drawing=True, updating=False)["phases"]["sample"]
     monkeypatch.setattr(planning, "EXECUTED", 1000)

@@ -12,7 +12,7 @@ from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
 from sfumato.families.llamagen.published import inspect_llamagen, read_llamagen, write_llamagen
 from sfumato.families.llamagen.releases import RELEASES
-from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
+from sfumato.families.vq import VQConfig, VQModel
 
 
 def build(shape: Mapping[str, Any]) -> LlamaGen:
@@ -42,7 +42,7 @@ FAMILY = Family(
     describe=describe,
     read=read_llamagen,
     write=write,
-    wrapping="model",
+    wrapping={"gpt": "model", "vq": "model"},
     inspect=inspect_llamagen,
     releases=RELEASES,
     blocks=lambda network: list(network.blocks),

@@ -4,20 +4,17 @@ The condition comes first, as one class token or as the tokens of a caption padd
 raster order. The model is exactly as published, so that released weights load.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.families.shared import check_sizes
-from sfumato.nn.attention import KeyValueCache, Slot
-from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
-from sfumato.policy import Reduction
+from sfumato.nn.llama import Block, Llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,85 +83,7 @@ def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-def rotate(x: Float[Tensor, "R T H d"], rotation: Float[Tensor, "T d2 2"]) -> Float[Tensor, "R T H d"]:
-    """Rotate each pair of channels by the angle of its position. Zeros in `rotation` set the vector to zero."""
-    pairs, angles = x.float().unflatten(-1, (-1, 2)), rotation.float()[:, None]
-    if torch.compiler.is_compiling():  # compilers cannot fuse complex numbers, which are one kernel instead of seven
-        (first, second), (cosine, sine) = pairs.unbind(-1), angles.unbind(-1)
-        turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
-    return turned.flatten(-2).type_as(x)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions; keys and values may be shared by groups of heads."""
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.heads = (config.num_heads, config.kv_heads)
-        self.head_width = config.head_width
-        self.qkv = Linear(config.width, (config.num_heads + 2 * config.kv_heads) * config.head_width, bias=False)
-        self.proj = Linear(config.width, config.width, bias=False)
-
-    def forward(
-        self,
-        x: Float[Tensor, "R T C"],
-        rotation: Float[Tensor, "T d2 2"],
-        mask: Bool[Tensor, "R 1 T N"] | None,
-        cache: KeyValueCache | None,
-        slot: Slot | None,
-    ) -> Float[Tensor, "R T C"]:
-        num_heads, kv_heads = self.heads
-        heads = self.qkv(x).unflatten(2, (num_heads + 2 * kv_heads, -1))
-        placed, value = heads.split((num_heads + kv_heads, kv_heads), dim=2)
-        query, key = rotate(placed, rotation).transpose(1, 2).split(self.heads, dim=1)
-        value = value.transpose(1, 2)
-        if self.head_width % 8 and cache is not None and x.device.type != "cpu":
-            # Fused kernels need a multiple of 8, and would pad all keys again for each token (width 100 of the 3B).
-            query, key, value = (F.pad(part, (0, -self.head_width % 8)) for part in (query, key, value))
-        if slot is not None:
-            assert cache is not None
-            (key, value), mask = cache.put(key, value, slot), slot.mask
-        elif cache is not None:
-            cache.append(key, value)
-        out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and x.shape[1] > 1,
-            scale=self.head_width**-0.5,
-            enable_gqa=num_heads != kv_heads,
-        )
-        return self.proj(out[..., : self.head_width].transpose(1, 2).flatten(2))
-
-
-class Block(nn.Module):
-    """Transformer block: attention and a gated feed-forward network (SwiGLU), each after an RMS norm."""
-
-    def __init__(self, config: LlamaGenConfig):
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        self.gate_up = Linear(config.width, 2 * config.feed_forward_width, bias=False)
-        self.down = Linear(config.feed_forward_width, config.width, bias=False)
-
-    def forward(
-        self,
-        x: Float[Tensor, "R T C"],
-        rotation: Tensor,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        slot: Slot | None = None,
-    ) -> Float[Tensor, "R T C"]:
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, slot)
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
-
-
-class LlamaGenTransformer(nn.Module):
+class LlamaGenTransformer(Llama):
     """The network: from the condition and the image tokens so far to the logits of the next token."""
 
     rotation: Tensor
@@ -196,69 +115,28 @@ class LlamaGenTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
-    def positions(self, prefix_length: int) -> Float[Tensor, "T d2 2"]:
+    def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
         """Return the condition's rotations, zero as published (not the identity), followed by those of the image."""
-        condition = self.rotation.new_zeros(prefix_length, *self.rotation.shape[1:])
+        condition = self.rotation.new_zeros(prefix, *self.rotation.shape[1:])
         if self.config.condition_at_origin:
             condition[..., 0] = 1.0
-        return torch.cat([condition, self.rotation])
+        return torch.cat([condition, self.rotation])[:length]
 
-    def forward(
-        self,
-        condition: Int[Tensor, " R"] | Float[Tensor, "R P W"] | None,
-        tokens: Int[Tensor, "R N"] | None,
-        mask: Bool[Tensor, "R P"] | None = None,
-        strength: float | Tensor | None = None,
-        caches: Sequence[KeyValueCache] | None = None,
-        slot: Slot | None = None,
-        reduction: Reduction | None = None,
-    ) -> Float[Tensor, "B T *V"]:
-        """Return logits of the token after the condition, and of those after each of `tokens`.
+    def position(self, place: Int[Tensor, "1"], prefix: int) -> Float[Tensor, "1 d2 2"]:
+        """Return the rotation of an image token; the image starts at the origin."""
+        return self.rotation.index_select(0, place - prefix)
 
-        Args:
-            condition: class numbers or caption features; None for a decoding step, where it is in the caches.
-            tokens: image tokens, from the first; None if only the condition is read.
-            mask: True for the text tokens of the condition, False for padding.
-            strength: strength of guidance; if given, the second half of the rows must be unconditional.
-            caches: memory for the keys and values; without `slot`, it is empty and gets those of the condition.
-            slot: place of a single token in the caches, in a decoding step.
-            reduction: function of the logits to return instead of them.
-        """
-        parts = [] if condition is None else [self._embed(condition)]
-        prefix = parts[0].shape[1] if parts else 0
-        if tokens is not None:
-            parts.append(self.token_embedding(tokens))
-        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        if slot is None:
-            rotation, seen = self.positions(prefix)[: x.shape[1]], None
-            if mask is not None:
-                seen = causal_mask(mask, x.shape[1])
-        else:
-            assert caches is not None
-            # The first token of the image follows the condition, at the end of what `caches` were filled with.
-            rotation, seen = self.rotation.index_select(0, slot.position - caches[0].length), None
-        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks), strict=True):
-            x = block(x, rotation, seen, cache, slot)
-        x = self.norm(x[:, max(0, prefix - 1) :])
-        if strength is not None:
-            # The head is linear, so guidance is applied to its input instead of the logits, at half the cost.
-            conditional, unconditional = x.chunk(2)
-            x = unconditional + strength * (conditional - unconditional)
-        with torch.autocast(x.device.type, enabled=False):
-            # In bfloat16, sampled and scored log-probabilities would differ about twice as much.
-            x = x.type_as(self.head.weight)
-            return self.head(x) if reduction is None else reduced(self.head, x, reduction)
-
-    def _embed(self, condition: Tensor) -> Float[Tensor, "R P C"]:
+    def embed_condition(self, condition: Int[Tensor, " R"] | Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
         """Embed classes as one token, or captions as many, in the type of the residual stream even under autocast."""
         if not condition.is_floating_point():
             return self.class_embedding(condition)[:, None]
         hidden = F.gelu(self.caption_in(condition), approximate="tanh")
         return self.caption_out(hidden).type_as(self.token_embedding.weight)
 
+    def embed_tokens(self, tokens: Int[Tensor, "R N"]) -> Float[Tensor, "R N C"]:
+        """Embed image tokens."""
+        return self.token_embedding(tokens)
 
-def causal_mask(prefix_mask: Bool[Tensor, "R P"], length: int) -> Bool[Tensor, "R 1 T T"]:
-    """Return the attention mask: each position sees itself and all earlier positions except padded text tokens."""
-    columns = F.pad(prefix_mask, (0, length - prefix_mask.shape[1]), value=True)[:, None, None]
-    square = torch.ones(length, length, dtype=torch.bool, device=prefix_mask.device)
-    return (square.tril() & columns) | square.tril().triu()
+    def score(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of the next tokens."""
+        return self.head(x)

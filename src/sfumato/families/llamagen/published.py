@@ -9,16 +9,16 @@ from torch import Tensor
 from sfumato.errors import UserError
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
-from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
 from sfumato.families.published import (
     StateDict,
     count_of,
-    infer_autoencoder,
     load_strictly,
     published_state_dict,
     rename,
     shape_of,
 )
+from sfumato.families.published_vq import infer_vq_config, load_vq, written_vq
+from sfumato.families.vq import VQModel
 from sfumato.policy import Card
 
 _LLAMAGEN_NAMES = (
@@ -34,22 +34,6 @@ _LLAMAGEN_NAMES = (
     (r"\.feed_forward_norm", ".ffn_norm"),
     (r"\.down\.", ".feed_forward.w2."),
 )
-_VQ_NAMES = (
-    (r"^pre_conv", "quant_conv"),
-    (r"^post_conv", "post_quant_conv"),
-    (r"^quantizer\.codebook", "quantize.embedding"),
-    (r"\.levels\.", ".conv_blocks."),
-    (r"\.blocks\.", ".res."),
-    (r"\.attentions\.", ".attn."),
-    (r"^(encoder\.conv_blocks\.\d+)\.resample", r"\1.downsample"),
-    (r"^(decoder\.conv_blocks\.\d+)\.resample", r"\1.upsample"),
-    (r"\.middle\.block1", ".mid.0"),
-    (r"\.middle\.attention", ".mid.1"),
-    (r"\.middle\.block2", ".mid.2"),
-    (r"\.proj\.", ".proj_out."),
-    (r"\.shortcut\.", ".nin_shortcut."),
-)
-_VQ_USAGE = 65536  # length of the published tokenizer's usage counter, which inference ignores
 
 
 def read_llamagen(
@@ -93,7 +77,6 @@ def read_llamagen(
     """
     grid_size = infer_grid_size(gpt_state_dict, num_heads=num_heads, given=grid_size)
     gpt_state_dict = {k: v for k, v in gpt_state_dict.items() if k != "freqs_cis" and ".kv_cache." not in k}
-    vq_state_dict = {k: v for k, v in vq_state_dict.items() if k != "quantize.codebook_used"}
     config = infer_llamagen_config(
         gpt_state_dict, num_heads=num_heads, norm_eps=norm_eps, rope_base=rope_base, text_encoder=text_encoder
     )
@@ -101,7 +84,7 @@ def read_llamagen(
         tokenizer = VQModel(infer_vq_config(vq_state_dict, grid_size=grid_size, norm_groups=norm_groups))
         card = Card(family="llamagen", class_names=tuple(class_names or ()))
         generator = LlamaGen(config, tokenizer, card, guidance_interval)
-    load_strictly(tokenizer, vq_state_dict, _published_vq, "tokenizer")
+    load_vq(tokenizer, vq_state_dict)
     load_strictly(generator.network, gpt_state_dict, _published_llamagen, "weights")
     tokenizer.requires_grad_(False)
     return generator
@@ -117,9 +100,7 @@ def write_llamagen(generator: LlamaGen) -> tuple[dict[str, Tensor], dict[str, Te
         raise UserError(
             "model: condition_at_origin is set, which the original code does not support; this model cannot be exported"
         )
-    tokenizer = published_state_dict(generator.tokenizer, _published_vq)
-    tokenizer["quantize.codebook_used"] = torch.zeros(_VQ_USAGE)
-    return published_state_dict(generator.network, _published_llamagen), tokenizer
+    return published_state_dict(generator.network, _published_llamagen), written_vq(generator.tokenizer)
 
 
 def infer_llamagen_config(
@@ -182,34 +163,10 @@ def _is_text(state_dict: StateDict) -> bool:
     return "cls_embedding.cap_proj.fc1.weight" in state_dict
 
 
-def infer_vq_config(state_dict: StateDict, *, grid_size: int, norm_groups: int = 32) -> VQConfig:
-    """Infer the shape of the tokenizer from a state dict with published names."""
-    vocab_size, code_width = shape_of(state_dict, "quantize.embedding.weight", "tokenizer")
-    base, multipliers, blocks, patch = infer_autoencoder(state_dict, "conv_blocks", "res")
-    return VQConfig(
-        grid_size=grid_size,
-        vocab_size=vocab_size,
-        code_width=code_width,
-        latent_channels=shape_of(state_dict, "encoder.conv_out.weight", "tokenizer")[0],
-        base_channels=base,
-        channel_multipliers=multipliers,
-        num_res_blocks=blocks,
-        patch=patch,
-        norm_groups=norm_groups,
-    )
-
-
 def _published_llamagen(name: str) -> tuple[str, ...]:
     name = rename(name, _LLAMAGEN_NAMES)
     if ".gate_up." in name:
         return tuple(name.replace(".gate_up.", f".feed_forward.{part}.") for part in ("w1", "w3"))
-    return (name,)
-
-
-def _published_vq(name: str) -> tuple[str, ...]:
-    name = rename(name, _VQ_NAMES)
-    if ".qkv." in name:
-        return tuple(name.replace(".qkv.", f".{part}.") for part in "qkv")
     return (name,)
 
 

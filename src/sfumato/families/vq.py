@@ -1,4 +1,5 @@
-"""LlamaGen's image tokenizer (Sun et al., 2024, section 3.1): one token map, with codes compared by angle."""
+"""The image tokenizer of LlamaGen (Sun et al., 2024, section 3.1) and Janus-Pro: one token map, with codes compared by
+angle."""
 
 from dataclasses import dataclass
 
@@ -80,7 +81,7 @@ class UnitQuantizer(nn.Module):
 
 
 class VQModel(nn.Module):
-    """LlamaGen's tokenizer. Its interface uses images in [0, 1]; its networks use [-1, 1], as the weights expect."""
+    """A single-scale tokenizer. Its interface uses images in [0, 1]; its networks use [-1, 1], as weights expect."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -103,6 +104,11 @@ class VQModel(nn.Module):
             return self.quantizer.quantize(self.features(part))[0][0]
 
         return in_slices(encode, images, images_at_once(self.config, images.shape[2] * images.shape[3]))
+
+    def decode(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B 3 H W"]:
+        """Decode tokens to images in [0, 1]."""
+        side = self.config.grid_size
+        return self.reconstruct(self.quantizer.embed(tokens).transpose(1, 2).unflatten(2, (side, side)))
 
     def decode_features(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Decode quantized features to images in about [-1, 1], in float32 and not clamped."""

@@ -1,0 +1,119 @@
+"""The part of Janus-Pro that draws images: a Llama whose image tokens have embeddings and a head of their own (Chen et
+al., 2025).
+
+The prompt comes first, padded on the left; the image follows in raster order. The model is exactly as published, so
+that released weights load. What it needs only to describe images (the vision tower, the text head) is left out.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sfumato.errors import UserError
+from sfumato.families.shared import check_sizes
+from sfumato.nn.linear import Linear
+from sfumato.nn.llama import Block, Llama, rotations
+
+
+@dataclass(frozen=True, kw_only=True)
+class JanusConfig:
+    """Shape of Janus-Pro's network; the image vocabulary comes from the tokenizer. The defaults are those of the 1B."""
+
+    depth: int = 24
+    """number of blocks"""
+    width: int = 2048
+    """width of the residual stream"""
+    num_heads: int = 16
+    """number of attention heads"""
+    num_kv_heads: int | None = None
+    """number of key and value heads, each shared by a group of query heads; `num_heads` by default"""
+    feed_forward_width: int = 5632
+    """hidden width of the gated feed-forward network"""
+    text_vocab_size: int = 102400
+    """number of text tokens"""
+    code_width: int = 8
+    """width of the learned embedding of an image token, before it is projected to `width`"""
+    num_prompt_tokens: int = 256
+    """maximum length of a prompt in text tokens"""
+    text_tokenizer: str = "deepseek-ai/Janus-Pro-1B"
+    """text tokenizer: a hub id, or a folder with a `tokenizer.json`"""
+    rope_base: float = 10000.0
+    """base of the rotary frequencies"""
+    norm_eps: float = 1e-6
+    """epsilon of the RMS norms"""
+
+    def __post_init__(self):
+        check_sizes(self)
+        if self.width % self.num_heads or self.width // self.num_heads % 2:
+            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 2")
+        if self.num_heads % self.kv_heads:
+            raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.width // self.num_heads
+
+
+class JanusTransformer(Llama):
+    """The network: from the prompt and the image tokens so far to the logits of the next image token.
+
+    The text embedding is frozen: images are drawn from a few of its rows only. The row of the padding token, which is
+    the whole content of an unconditional prompt, is one of them.
+    """
+
+    rotation: Tensor
+
+    def __init__(self, config: JanusConfig, num_tokens: int, vocab_size: int):
+        """Create a network with initial weights.
+
+        Args:
+            config: its shape.
+            num_tokens: number of tokens of an image.
+            vocab_size: number of image codes.
+        """
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.text_embedding = nn.Embedding(config.text_vocab_size, width).requires_grad_(False)
+        self.code_embedding = nn.Embedding(vocab_size, config.code_width)
+        self.aligner_in = Linear(config.code_width, width)
+        self.aligner_out = Linear(width, width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
+        self.head_in = Linear(width, width)
+        self.head = Linear(width, vocab_size)
+        table = rotations(config.num_prompt_tokens + num_tokens - 1, config.head_width, config.rope_base)
+        self.register_buffer("rotation", table, persistent=False)
+
+    def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
+        """Return the rotations of the first positions. Padding counts, because attention sees differences only."""
+        return self.rotation[:length]
+
+    def position(self, place: Int[Tensor, "1"], prefix: int) -> Float[Tensor, "1 d2 2"]:
+        """Return the rotation at a place in the sequence."""
+        return self.rotation.index_select(0, place)
+
+    def embed_condition(self, condition: Int[Tensor, "R P"]) -> Float[Tensor, "R P C"]:
+        """Embed the text tokens of prompts."""
+        return self.text_embedding(condition)
+
+    def embed_tokens(self, tokens: Int[Tensor, "R N"]) -> Float[Tensor, "R N C"]:
+        """Embed image tokens, in the type of the residual stream even under autocast."""
+        codes = self.code_embedding(tokens)
+        return self.aligner_out(F.gelu(self.aligner_in(codes))).type_as(codes)
+
+    def features(self, x: Float[Tensor, "R T C"]) -> Float[Tensor, "R T C"]:
+        """Return what the head's last layer reads."""
+        return F.gelu(self.head_in(x))
+
+    def score(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of the next image tokens."""
+        return self.head(x)
