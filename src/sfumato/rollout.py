@@ -25,7 +25,9 @@ class Rollout:
     """Images drawn from a policy, as tokens, with the log-probabilities and entropies from sampling."""
 
     request: Request
+    """what the images should show"""
     tokens: Int[Tensor, "B L"]
+    """tokens of the B images, unit after unit"""
     log_probs: Float[Tensor, "B L"]
     """log-probability of each token under the distribution it was drawn from (nats)"""
     entropy: Float[Tensor, "B L"]
@@ -89,6 +91,7 @@ class Batch:
     """A scored rollout: the training data of one step. The images of a group are adjacent."""
 
     rollout: Rollout
+    """the drawn images"""
     rewards: Float[Tensor, " B"]
     """weighted sum of the scores; NaN means that the image has no score"""
     scores: Mapping[str, Float[Tensor, " B"]]

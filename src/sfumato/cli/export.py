@@ -24,7 +24,7 @@ class Export:
     """ema for the moving average of the weights"""
 
     def __call__(self) -> int:
-        from sfumato.families.library import export
+        from sfumato.families.exporting import export
 
         for path in export(self.model, self.out, self.format, self.weights):
             Console(markup=False).print(str(path), highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from sfumato.engine.cause import BAD_INPUT, FINISHED, INTERRUPTED, cause_of, is_
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.errors import SharedError, UserError
 from sfumato.experiments import EXPERIMENTS
+from sfumato.experiments.studies import STUDIES
 from sfumato.notes import note
 from sfumato.recipes import PRETRAIN_RECIPES, TRAIN_RECIPES
 
@@ -52,7 +53,9 @@ COMMANDS = {
     "pretrain": Command("train a generator or a classifier from scratch on images", "recipe", PRETRAIN_RECIPES),
     "evaluate": Command("measure models and images: accuracy, rewards, FID, diversity, entropy, prompt benchmarks"),
     "reproduce": Command(
-        "repeat an experiment from the papers: runs, measurements, plot, claims", "experiment", EXPERIMENTS
+        "repeat an experiment from the papers, or a study: runs, measurements, plot, claims",
+        "experiment",
+        {**EXPERIMENTS, **STUDIES},
     ),
     "doctor": Command("say why a run may not learn, and what to change"),
     "report": Command("write a report on runs: one HTML file with pictures, curves, metrics and settings"),

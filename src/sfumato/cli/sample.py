@@ -64,7 +64,7 @@ class Sample(SettingsOptions):
         check_seed(self.seed)
         into_folder = not self.out.suffix or self.out.is_dir()
         if not into_folder and self.out.suffix.lower() not in FORMATS:
-            raise UserError(f"out: {self.out} is no {', '.join(FORMATS)} file; give another ending, or a folder")
+            raise UserError(f"out: {self.out} is not a {', '.join(FORMATS)} file; give another ending, or a folder")
         check_writable("out", self.out if into_folder else self.out.parent)
         generator = load_generator(
             self.model,

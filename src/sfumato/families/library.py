@@ -2,22 +2,20 @@
 
 import importlib.metadata
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families import llamagen, var
-from sfumato.families.adapters import Adapter, merged, write_peft
+from sfumato.families import infinity, janus, llamagen, simplear, switti, var
+from sfumato.families.adapters import Adapter, merged
 from sfumato.families.family import Family, Release
+from sfumato.families.fetching import fetch, fetch_folder
 from sfumato.families.folder import (
     card_from,
     described_in,
@@ -30,13 +28,14 @@ from sfumato.families.folder import (
 )
 from sfumato.families.published import StateDict
 from sfumato.families.weight_files import read_state_dict
-from sfumato.files import check_writable, step_folders, write_atomically
+from sfumato.files import step_folders
 from sfumato.plugins import describe, is_path, load_object
 from sfumato.policy import Card, Generator, Policy
 from sfumato.settings import PerUnit
 from sfumato.text.reader import ReadsCaptions
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (var.FAMILY, llamagen.FAMILY)}
+_BUILT_IN = (var.FAMILY, llamagen.FAMILY, infinity.FAMILY, switti.FAMILY, janus.FAMILY, simplear.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in _BUILT_IN}
 """Built-in families by name."""
 AVERAGE = "ema"
 """Given as `weights`: the moving average of the weights of a run."""
@@ -168,13 +167,12 @@ def load_generator(
     name, published = str(name_or_path), releases()
     if name in published:
         family, release = published[name]
-        generator = build_release(
-            name,
-            family,
-            release,
-            read_state_dict(weights or _fetch(release.repository, release.weights, "weights")),
-            read_state_dict(tokenizer or _fetch(release.repository, release.tokenizer, "tokenizer"), "tokenizer"),
-        )
+        source = release.tokenizer_repository or release.repository
+        network = read_state_dict(weights or fetch(release.repository, release.weights, "weights"))
+        images = network
+        if tokenizer or release.tokenizer:
+            images = read_state_dict(tokenizer or fetch(source, release.tokenizer, "tokenizer"), "tokenizer")
+        generator = build_release(name, family, release, network, images)
     elif weights is not None and str(weights) == AVERAGE:
         generator = load_model(locate(name), averaged=True)
     elif weights is not None or tokenizer is not None:
@@ -218,7 +216,9 @@ def load_published(family: str, *state_dicts: StateDict, **needed: object) -> Ge
     """Build a generator of any family from state dicts with published names; its shape is inferred from the tensors.
 
     Args:
-        family: "var" (transformer, VQVAE; `patch_nums`, `num_heads`) or "llamagen" (GPT, VQ; `num_heads`, `grid_size`).
+        family: "var" or "switti" (transformer, VQVAE; `patch_nums`, `num_heads`), "llamagen" (GPT, VQ; `num_heads`,
+            `grid_size`), "infinity" (transformer, VAE; `num_heads`, `scales`, `rotary_grid`), or another name in
+            `FAMILIES`.
         state_dicts: tensors by published name, of any floating-point type; they are copied to float32.
         needed: arguments of the family's `read` that cannot be inferred from tensor shapes.
 
@@ -251,11 +251,7 @@ def locate(name: str) -> Path:
         return bundled_models()[name]
     path = Path(name)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        from huggingface_hub import snapshot_download
-
-        patterns = ["config.json", "*.safetensors"]
-        with _hub_errors("model", f"{name} is not a folder here and"):
-            path = Path(snapshot_download(name, allow_patterns=patterns))
+        path = fetch_folder(name)
     return find_model(path)
 
 
@@ -304,7 +300,7 @@ def load_model(folder: Path, *, averaged: bool = False) -> Generator:
     Raises:
         UserError: a file is missing or damaged, there is no average, or the family is unknown.
     """
-    config = _read_generator(folder)
+    config = read_generator(folder)
     family = find_family(config["family"])
     with described_in(folder):
         generator = family.build(config)
@@ -354,8 +350,12 @@ def base_of(name_or_path: str, weights: str | None, tokenizer: str | None) -> di
     return {"model": _absolute(name_or_path) if is_path(name_or_path) else name_or_path, **absolute}
 
 
-def _read_generator(folder: Path) -> dict[str, Any]:
-    """Read a generator's `config.json`."""
+def read_generator(folder: Path) -> dict[str, Any]:
+    """Read a generator's `config.json`.
+
+    Raises:
+        UserError: it is missing or damaged, or describes something else.
+    """
     config = read_config(folder)
     if not isinstance(config.get("family"), str) or "class_names" not in config:
         raise UserError(f"model: {folder}/config.json does not describe a generator; give another folder")
@@ -375,92 +375,12 @@ def read_card(name_or_path: str) -> Card:
     if is_path(name_or_path):
         return find_family(name_or_path).build({}).card
     folder = locate(name_or_path)
-    config = _read_generator(folder)
+    config = read_generator(folder)
     with described_in(folder):
         return card_from(config)
-
-
-def export(name_or_path: str, folder: Path, file_format: str = "pth", weights: str | None = None) -> list[Path]:
-    """Write network and tokenizer with the published names, or adapters in peft's format; returns the files.
-
-    Args:
-        name_or_path: a bundled model, run folder or checkpoint.
-        folder: where to write; existing files are not overwritten.
-        file_format: "pth" (for the original code) or "safetensors", with adapters merged; or "peft" for adapters alone.
-        weights: "ema" for the moving average of the weights.
-
-    Raises:
-        UserError: the format is unknown, a file exists, or the model has no published format, average or adapters.
-    """
-    if file_format not in ("pth", "safetensors", "peft"):
-        raise UserError(f"format: {file_format!r} is unknown; give pth, safetensors or peft")
-    if weights not in (None, AVERAGE):
-        raise UserError(f"weights: {weights!r} is not part of a run; give {AVERAGE}, or omit it")
-    if name_or_path in releases():
-        raise UserError(
-            f"model: {name_or_path} is already in its published format; give a run folder or a model of your own"
-        )
-    check_writable("out", folder)
-    model, averaged = locate(name_or_path), weights == AVERAGE
-    if file_format == "peft":
-        return _export_adapters(model, folder, averaged)
-    generator = load_model(model, averaged=averaged)
-    family = find_family(generator.card.family)
-    if family.write is None:
-        raise UserError(f"model: the family {family.name} has no published format; use the model folder itself")
-    state_dicts = family.write(generator)
-    files = {name: folder / f"{name}.{file_format}" for name in state_dicts}
-    _check_absent(files.values())
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in files.items():
-        tensors = {key: tensor.contiguous() for key, tensor in state_dicts[name].items()}
-        if file_format == "pth":
-            content = {family.wrapping: tensors} if family.wrapping else tensors
-            write_atomically(file, partial(torch.save, content))
-        else:
-            write_atomically(file, partial(safetensors.torch.save_file, tensors))
-    return list(files.values())
-
-
-def _export_adapters(model: Path, folder: Path, averaged: bool) -> list[Path]:
-    config = _read_generator(model)
-    if "adapter" not in config:
-        raise UserError(f"format: {model} has no adapters to export as peft; give pth or safetensors")
-    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
-    _check_absent(files)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = read_tensors(model / ("adapter_ema.safetensors" if averaged else "adapter.safetensors"))
-    write_peft(folder, tensors, shape_from(Adapter, config["adapter"]))
-    return files
-
-
-def _check_absent(files: Iterable[Path]) -> None:
-    for file in files:
-        if file.exists():
-            raise UserError(f"out: {file} exists; choose another folder or remove it")
 
 
 def _absolute(name: str) -> str:
     """Return `path/to/file.py:build` with an absolute path."""
     file, _, member = name.rpartition(":")
     return f"{Path(file).resolve()}:{member}"
-
-
-def _fetch(repository: str, file: str, field: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    with _hub_errors(field, f"{file} of {repository}"):
-        return hf_hub_download(repository, file)
-
-
-@contextmanager
-def _hub_errors(field: str, what: str) -> Iterator[None]:
-    """Turn errors of the hub into one-line UserErrors."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ImportError) as error:  # ImportError: a SOCKS proxy
-        raise UserError(
-            f"{field}: {what} could not be downloaded from the Hugging Face hub; download manually and give the path"
-        ) from error

@@ -92,6 +92,7 @@ class WeightedSum:
     """A weighted sum of rewards by name, each with its weight, scale and offset."""
 
     parts: Mapping[str, Part]
+    """rewards by name, each with its weight"""
     deadline: Deadline | None = None
     """time limit of every call of a part; None for no limit"""
 
@@ -323,7 +324,7 @@ def _as_tensor(scores: Any, count: int) -> Tensor | None:
             scores = [score.detach().cpu() if isinstance(score, Tensor) else score for score in scores]
         try:
             array = np.asarray(scores)
-            if array.dtype.kind not in "biufO":  # text and complex numbers are no scores
+            if array.dtype.kind not in "biufO":  # text and complex numbers are not scores
                 return None
             scores = torch.from_numpy(array.astype(np.float64))  # None becomes NaN
         except (TypeError, ValueError, OverflowError):

@@ -29,6 +29,11 @@ class Detection:
     mask: Bool[Tensor, "H W"] | None = None
     """pixels of the object"""
 
+    def scaled(self, scale: float) -> "Detection":
+        """Return the object, without its pixels, in an image that is this much larger."""
+        left, top, right, bottom = (side * scale for side in self.box)
+        return Detection((left, top, right, bottom), self.score)
+
 
 Objects = Mapping[str, Sequence[Detection]]
 """Objects in an image by class, the most confident first."""

@@ -44,7 +44,7 @@ def application(name: str, part: Part, token: str = "", largest: int = LARGEST_R
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    one_at_a_time = threading.Lock()  # two requests at once are no faster and need twice the memory
+    one_at_a_time = threading.Lock()  # two requests at once are not faster and need twice the memory
 
     def refuse(status: int, message: str) -> Response:
         return JSONResponse({"error": message}, status)

@@ -63,7 +63,7 @@ def open_data_set(
     unknown = [name for name in source.class_names if name not in names]
     if unknown:
         raise UserError(
-            f"data: {folder} has images of {unknown[0]!r}, which is no class of the model; name its subfolders like "
+            f"data: {folder} has images of {unknown[0]!r}, which is not a class of the model; name its subfolders like "
             "classes (`sfumato classes MODEL` lists them)"
         )
     numbers = torch.tensor([names.index(name) for name in source.class_names])
