@@ -18,7 +18,7 @@ from sfumato.emoji.augmentations import augment
 from sfumato.emoji.judges import load_classifier
 from sfumato.families.library import load
 from sfumato.families.var.generator import VAR
-from sfumato.families.var.tokenizer import MultiScaleVQVAE
+from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.interrupt import Interrupt
 from sfumato.policy import Card
 from sfumato.pretraining.classifier_stage import ClassifierTraining
@@ -228,7 +228,8 @@ def test_loss_by_hand(pictures: Path):
     inputs = ClassInputs(labels=torch.tensor([0, 1]), null=torch.tensor([False, True]))
     loss, stats = trainer.loss(inputs, tokens, tokens)
     with torch.no_grad():
-        logits = trainer.model.network(labels, trainer.model._codes(tokens))
+        codes = trainer.model.tokenizer.quantizer.codes_before(tokens.split(trainer.model.units, dim=1))
+        logits = trainer.model.network(labels, codes)
     expected = -logits.log_softmax(-1).gather(-1, tokens[..., None]).mean()
     assert loss.item() == stats["loss"] == pytest.approx(expected.item(), abs=1e-6)
     assert stats["accuracy"] == pytest.approx((logits.argmax(-1) == tokens).float().mean().item(), abs=1e-6)

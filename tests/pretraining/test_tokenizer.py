@@ -7,7 +7,7 @@ import torch
 from tiny import TOKENIZER, tiny_var
 from torch import Tensor
 
-from sfumato.families.var.tokenizer import MultiScaleQuantizer, MultiScaleVQVAE
+from sfumato.families.vqvae import MultiScaleQuantizer, MultiScaleVQVAE
 from sfumato.pretraining.tokenizer_stage import (
     CodebookAverages,
     TokenizerTrainer,

@@ -148,8 +148,9 @@ def test_stages_measure_what_they_do_not_draw(pictures: Path):
         assert not set(drawn) & set(chosen)
     assert generator.weights[chosen].sum() == 0
     tokens, labels = generator.tokens[chosen], generator.labels[chosen]
+    codes = model.tokenizer.quantizer.codes_before(tokens.split(model.units, dim=1))
     with torch.no_grad():
-        log_probs = generator.averaged().network(labels, model._codes(tokens)).log_softmax(-1)
+        log_probs = generator.averaged().network(labels, codes).log_softmax(-1)
     by_hand = -log_probs.gather(-1, tokens[..., None]).mean().item()
     assert generator.validate()["val_loss"] == pytest.approx(by_hand, abs=1e-5)
 
@@ -266,5 +267,5 @@ def test_share_of_codes_used_by_hand():
     for tokens in ([0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 0, 4], [0, 0, 0, 0]):
         averages.update(vectors, torch.tensor(tokens), rng)
         shares.append(averages.share_used() * 16)
-    # Dead codes restart at every update, which is no use of them; after three updates, 1, 2 and 3 are idle.
+    # Dead codes restart at every update, which is not a use of them; after three updates, 1, 2 and 3 are idle.
     assert shares == pytest.approx([4, 4, 5, 2])

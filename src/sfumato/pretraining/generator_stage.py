@@ -80,7 +80,7 @@ class GeneratorTrainer:
         self.model, self.source, self.config, self.rng = model, source, config, rng
         self.reads_captions = not model.card.class_names
         self.weights = source.weights * ~source.validation if self.reads_captions else source.weights
-        self.tokens, self.labels = cache_tokens(model, source)
+        self.tokens, self.labels = self.encoded()
         self.average = copy.deepcopy(model.network).requires_grad_(False)
         parameters = list(model.network.parameters())
         matrices = [p for p in parameters if p.ndim >= 2]
@@ -96,15 +96,26 @@ class GeneratorTrainer:
         config = self.config
         index = torch.multinomial(self.weights, config.batch_size, replacement=True, generator=self.rng)
         dropped = torch.rand(config.batch_size, generator=self.rng) < config.class_drop
-        inputs, tokens = self.model.inputs(self.words(index, self.rng)).drop(dropped), self.tokens[index]
+        inputs = self.model.inputs(self.words(index, self.rng)).drop(dropped)
         own_tokens = config.own_tokens * min(1.0, 4 * step / config.steps)
-        loss, stats = self.loss(inputs, tokens, self.disturbed(inputs, tokens, own_tokens))
+        loss, stats = self.loss(inputs, *self.lesson(index, inputs, own_tokens))
         norm = descend(self.optimizer, loss, config.learning_rate * self.schedule(step), config.max_grad_norm)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         with torch.no_grad():
             for average, parameter in zip(self.average.parameters(), self.model.network.parameters(), strict=True):
                 average.lerp_(parameter, 1 - decay)
         return {**stats, "grad_norm": norm}
+
+    def encoded(self) -> tuple[Int[Tensor, "N L"], Int[Tensor, " N"]]:
+        """Return the tokens and labels of every item in the source."""
+        return cache_tokens(self.model, self.source)
+
+    def lesson(
+        self, index: Int[Tensor, " B"], inputs: Inputs, own_tokens: float
+    ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
+        """Return the tokens to predict for the items with these numbers, and those to read."""
+        tokens = self.tokens[index]
+        return tokens, self.disturbed(inputs, tokens, own_tokens)
 
     def words(self, index: Int[Tensor, " B"], rng: torch.Generator) -> Words:
         """Return the words for the items with these numbers: their classes, or a caption of each."""
@@ -134,10 +145,15 @@ class GeneratorTrainer:
         self, inputs: Inputs, tokens: Int[Tensor, "B L"], read: Int[Tensor, "B L"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Return the mean cross entropy of the tokens given those `read`, and the share predicted correctly."""
-        logits = self.model.logits(inputs, read, PLAIN).flatten(0, 1)
-        loss = F.cross_entropy(logits, tokens.flatten(), label_smoothing=self.config.label_smoothing)
+        logits, smoothing = self.model.logits(inputs, read, PLAIN).flatten(0, 1), self.config.label_smoothing
+        losses = F.cross_entropy(logits, tokens.flatten(), label_smoothing=smoothing, reduction="none")
+        loss = self.mean(losses.view_as(tokens))
         accuracy = (logits.detach().argmax(-1) == tokens.flatten()).float().mean()
         return loss, {"loss": loss.item(), "accuracy": accuracy.item()}
+
+    def mean(self, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
+        """Return the mean of the losses of all tokens."""
+        return losses.mean()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -28,8 +28,14 @@ from sfumato.interrupt import Interrupt
 from sfumato.notes import note
 from sfumato.policy import Card
 from sfumato.policy import Generator as ImageGenerator
+from sfumato.pretraining.bitwise_stages import (
+    BitGeneratorTrainer,
+    BitGeneratorTraining,
+    BitTokenizerTrainer,
+    BitTokenizerTraining,
+)
 from sfumato.pretraining.classifier_stage import ClassifierTrainer
-from sfumato.pretraining.generator_stage import GeneratorTrainer
+from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
 from sfumato.pretraining.image_text_stage import ImageTextTrainer
 from sfumato.pretraining.pretrain_config import (
     AnyPretrainConfig,
@@ -39,7 +45,12 @@ from sfumato.pretraining.pretrain_config import (
     RivalPretrainConfig,
     check_ranges,
 )
-from sfumato.pretraining.tokenizer_stage import TokenizerTrainer
+from sfumato.pretraining.tokenizer_stage import (
+    AutoencoderTrainer,
+    AutoencoderTraining,
+    TokenizerTrainer,
+    TokenizerTraining,
+)
 from sfumato.pretraining.validation import hold_out, memorizing
 from sfumato.settings import Settings
 
@@ -187,7 +198,7 @@ def pretrain_generator(
         UserError: the data cannot be read, or the run folder is already in use.
     """
     check_judge(config.judge)
-    source = open_source(data, config.tokenizer.image_size)
+    source = open_source(data, side_of(config.tokenizer))
     torch.manual_seed(config.seed)  # initial weights
     generator = build_generator(config, source.class_names)
     if config.start_from is not None:
@@ -198,7 +209,7 @@ def pretrain_generator(
     tokenizer = generator.tokenizer.requires_grad_(True).train()
     if not (run_dir / "tokenizer/model").exists():
         rng = torch.Generator().manual_seed(config.seed)
-        first = TokenizerTrainer(tokenizer, source, config.tokenizer_training, rng)
+        first = tokenizer_trainer(tokenizer, source, config.tokenizer_training, rng)
         if not run_stage(
             first, run_dir / "tokenizer", config.tokenizer_training.steps, config.save_every, report, interrupt
         ):
@@ -211,7 +222,7 @@ def pretrain_generator(
     tokenizer.requires_grad_(False).eval()
 
     rng = torch.Generator().manual_seed(config.seed)
-    second = GeneratorTrainer(generator, source, config.generator_training, rng)
+    second = generator_trainer(generator, source, config.generator_training, rng)
     if not run_stage(
         second, run_dir / "generator", config.generator_training.steps, config.save_every, report, interrupt
     ):
@@ -224,25 +235,64 @@ def build_generator(config: PretrainConfig, class_names: tuple[str, ...]) -> Ima
     """Build a generator with initial weights, for these classes, or for captions if the network has no classes.
 
     Raises:
-        UserError: the tokenizer belongs to another family.
+        UserError: the tokenizer belongs to another family, or a stage's settings to another kind of tokenizer.
     """
     family, shape = family_of_shape(config.transformer), config.transformer
     if not isinstance(config.tokenizer, family.tokenizer_shape):
         raise UserError(
             f"tokenizer: {type(config.tokenizer).__name__} is not a {family.name} tokenizer; give one of that family"
         )
-    if shape.num_classes:
+    num_classes = getattr(shape, "num_classes", 0)  # some families read captions only
+    if num_classes:
         shape = dataclasses.replace(shape, num_classes=len(class_names))
     generator = family.build(
         {"transformer": dataclasses.asdict(shape), "tokenizer": dataclasses.asdict(config.tokenizer)}
     )
+    bitwise = hasattr(generator.tokenizer, "bits_of")
+    if isinstance(config.tokenizer_training, BitTokenizerTraining) != bitwise:
+        fitting = BitTokenizerTraining if bitwise else TokenizerTraining
+        raise UserError(f"tokenizer_training: these settings are for another kind; give {fitting.__name__}")
+    if isinstance(config.generator_training, BitGeneratorTraining) and not bitwise:
+        raise UserError("generator_training: these settings are for bits; give GeneratorTraining")
     generator.card = Card(
         family=family.name,
-        class_names=class_names if shape.num_classes else (),
+        class_names=class_names if num_classes else (),
         settings=config.settings,
         judge=config.judge,
     )
     return generator
+
+
+def side_of(tokenizer: Any) -> int:
+    """Return the side in pixels of a tokenizer's images.
+
+    Raises:
+        UserError: the images are not square.
+    """
+    size = tokenizer.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if height != width:
+        raise UserError(f"tokenizer.scales: the last one is of {height}×{width} pixels; give one as high as wide")
+    return height
+
+
+def tokenizer_trainer(
+    tokenizer: Any, source: ImageSource, training: AutoencoderTraining, rng: torch.Generator
+) -> AutoencoderTrainer:
+    """Return the trainer that these settings are for."""
+    if isinstance(training, BitTokenizerTraining):
+        return BitTokenizerTrainer(tokenizer, source, training, rng)
+    assert isinstance(training, TokenizerTraining)
+    return TokenizerTrainer(tokenizer, source, training, rng)
+
+
+def generator_trainer(
+    generator: ImageGenerator, source: ImageSource, training: GeneratorTraining, rng: torch.Generator
+) -> GeneratorTrainer:
+    """Return the trainer that these settings are for."""
+    if isinstance(training, BitGeneratorTraining):
+        return BitGeneratorTrainer(generator, source, training, rng)
+    return GeneratorTrainer(generator, source, training, rng)
 
 
 @runtime_checkable

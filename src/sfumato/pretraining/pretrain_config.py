@@ -10,7 +10,7 @@ from sfumato.errors import UserError
 from sfumato.pretraining.classifier_stage import ClassifierTraining
 from sfumato.pretraining.generator_stage import GeneratorTraining
 from sfumato.pretraining.image_text_stage import ImageTextTraining
-from sfumato.pretraining.tokenizer_stage import TokenizerTraining
+from sfumato.pretraining.tokenizer_stage import AutoencoderTraining, TokenizerTraining
 from sfumato.settings import Settings
 
 
@@ -25,7 +25,7 @@ class PretrainConfig:
     start_from: str | None = None
     """bundled model or folder to copy tensors from where name and shape match; if not given, all weights are random.
     emoji-var fits the recipe emoji-var, and is much faster than random weights on your own images too"""
-    tokenizer_training: TokenizerTraining = field(default_factory=TokenizerTraining)
+    tokenizer_training: AutoencoderTraining = field(default_factory=TokenizerTraining)
     """first stage: the tokenizer"""
     generator_training: GeneratorTraining = field(default_factory=GeneratorTraining)
     """second stage: the network, on the tokens"""
@@ -110,3 +110,7 @@ def check_ranges(config: AnyPretrainConfig) -> None:
             value = getattr(training, name)
             if not 0 < value < math.inf:
                 raise UserError(f"{stage}.{name}: {value} is out of range; give a number above 0")
+        for name in ("class_drop", "token_noise", "own_tokens", "bit_flips"):
+            value = getattr(training, name, 0.0)
+            if not 0 <= value <= 1:
+                raise UserError(f"{stage}.{name}: {value} is not a share; give a number from 0 to 1")

@@ -17,6 +17,7 @@ FORMATS = {
     "accuracy": "accuracy {:.0%}",
     "val_accuracy": "validation {:.0%}",
     "codes_used": "codes used {:.0%}",
+    "bit_balance": "bits balanced {:.0%}",
 }
 """The figures to show, in this order; the others are only in `metrics.jsonl`."""
 LOW_USE = 0.25

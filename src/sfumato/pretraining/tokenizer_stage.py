@@ -19,8 +19,8 @@ from sfumato.pretraining.validation import held_out, validation_stats
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerTraining:
-    """Settings for training a tokenizer."""
+class AutoencoderTraining:
+    """Settings for training a tokenizer, whatever its quantizer."""
 
     steps: int = 4000
     """number of optimizer steps"""
@@ -38,12 +38,18 @@ class TokenizerTraining:
     """weight of the absolute error of horizontal and vertical differences between pixels"""
     commitment_weight: float = 0.25
     """weight of the loss that pulls the encoder's output to its codes (beta of VQ-VAE)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTraining(AutoencoderTraining):
+    """Settings for training a tokenizer with a codebook."""
+
     codebook_decay: float = 0.99
     """decay of the moving average of the vectors assigned to each code"""
 
 
-# Tokenizers are typed as Any. They need `features`, `decode_features` and `reconstruct`, and a quantizer with
-# `codebook` and `quantize`, in the form that all families share.
+# Tokenizers are typed as Any. They need `features`, `decode_features` and `reconstruct`, and those with a codebook a
+# quantizer with `codebook` and `quantize`, in the form that all families share.
 
 
 class CodebookAverages:
@@ -89,6 +95,17 @@ def psnr(images: Float[Tensor, "B 3 H W"], targets: Float[Tensor, "B 3 H W"]) ->
     return -10 * (images - targets).square().mean((1, 2, 3)).clamp_min(1e-10).log10()
 
 
+def reconstruction_loss(
+    output: Float[Tensor, "B 3 H W"], images: Float[Tensor, "B 3 H W"], config: AutoencoderTraining
+) -> tuple[Float[Tensor, ""], float]:
+    """Return the squared, absolute and edge errors of a decoder's output in about [-1, 1], weighted, and its PSNR (dB).
+    The images are in [0, 1]."""
+    targets = images * 2 - 1
+    squared, absolute = F.mse_loss(output, targets), F.l1_loss(output, targets)
+    loss = squared + config.l1_weight * absolute + config.edge_weight * edge_loss(output, targets)
+    return loss, psnr((output.detach().clamp(-1, 1) + 1) / 2, images).mean().item()
+
+
 def tokenizer_loss(
     model: Any, images: Float[Tensor, "B 3 H W"], config: TokenizerTraining
 ) -> tuple[Tensor, dict[str, float], Tensor, Tensor]:
@@ -101,48 +118,49 @@ def tokenizer_loss(
     commitment = torch.stack([F.mse_loss(features, a.detach()) for a in accumulated]).mean()
     # ... and the gradient of the decoder passes straight through the quantizer to the encoder.
     output = model.decode_features(features + (accumulated[-1] - features).detach())
-    targets = images * 2 - 1
-    squared, absolute = F.mse_loss(output, targets), F.l1_loss(output, targets)
-    reconstruction = squared + config.l1_weight * absolute + config.edge_weight * edge_loss(output, targets)
+    reconstruction, decibels = reconstruction_loss(output, images, config)
     loss = reconstruction + phi_loss + config.commitment_weight * commitment
-    decibels = psnr((output.detach().clamp(-1, 1) + 1) / 2, images).mean()
     stats = {
         "loss": loss.item(),
-        "psnr": decibels.item(),
+        "psnr": decibels,
         "quantization_error": phi_loss.item(),
         "feature_rms": features.detach().square().mean().sqrt().item(),
     }
     return loss, stats, torch.cat(vectors).detach(), torch.cat([t.flatten() for t in tokens])
 
 
-class TokenizerTrainer:
-    """A tokenizer, its optimizer and codebook averages.
+class AutoencoderTrainer:
+    """A tokenizer and its optimizer, whatever its quantizer.
 
     `step` trains on a batch; `state` is everything needed to resume.
     """
 
-    def __init__(self, model: Any, source: ImageSource, config: TokenizerTraining, rng: torch.Generator):
+    def __init__(self, model: Any, source: ImageSource, config: AutoencoderTraining, rng: torch.Generator):
         self.model, self.source, self.config, self.rng = model, source, config, rng
-        self.averages = CodebookAverages(model.quantizer, config.codebook_decay)
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
         self.schedule: Callable[[int], float] = cosine_schedule(config.steps, config.warmup_steps)
 
+    def loss(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Return the loss of a batch of images, and its statistics."""
+        raise NotImplementedError
+
+    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Return the feature maps after quantization at all scales."""
+        raise NotImplementedError
+
     def step(self, step: int) -> dict[str, float]:
         index = torch.multinomial(self.source.weights, self.config.batch_size, replacement=True, generator=self.rng)
-        images, _ = self.source[index]
-        loss, stats, vectors, tokens = tokenizer_loss(self.model, images, self.config)
+        loss, stats = self.loss(self.source[index][0])
         rate = self.config.learning_rate * self.schedule(step)
-        norm = descend(self.optimizer, loss, rate, self.config.max_grad_norm)
-        self.averages.update(vectors, tokens, self.rng)
-        return {**stats, "grad_norm": norm, "codes_used": self.averages.share_used()}
+        return {**stats, "grad_norm": descend(self.optimizer, loss, rate, self.config.max_grad_norm)}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the loss and the PSNR (dB) of held-out images; empty if there are none."""
 
         def measure(items: Int[Tensor, " B"]) -> dict[str, float]:
-            stats = tokenizer_loss(self.model, self.source[items][0], self.config)[1]
+            stats = self.loss(self.source[items][0])[1]
             return {name: stats[name] for name in ("loss", "psnr")}
 
         return validation_stats(held_out(self.source.weights), self.config.batch_size, measure)
@@ -154,21 +172,41 @@ class TokenizerTrainer:
         pairs = torch.stack([images, self.model.reconstruct(self.quantized(images))], dim=1)
         return grid(pairs.flatten(0, 1), columns=8)
 
-    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        """Return the feature maps after quantization at all scales."""
-        return self.model.quantizer.quantize(self.model.features(images))[1][-1]
-
     def state(self) -> dict:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "counts": self.averages.counts,
-            "sums": self.averages.sums,
-            "idle": self.averages.idle,
-        }
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class TokenizerTrainer(AutoencoderTrainer):
+    """A tokenizer with a codebook, its optimizer and codebook averages."""
+
+    config: TokenizerTraining
+
+    def __init__(self, model: Any, source: ImageSource, config: TokenizerTraining, rng: torch.Generator):
+        self.averages = CodebookAverages(model.quantizer, config.codebook_decay)  # freezes the codebook
+        super().__init__(model, source, config, rng)
+
+    def loss(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        loss, stats, vectors, tokens = tokenizer_loss(self.model, images, self.config)
+        self.assigned = vectors, tokens
+        return loss, stats
+
+    def step(self, step: int) -> dict[str, float]:
+        stats = super().step(step)
+        self.averages.update(*self.assigned, self.rng)
+        return {**stats, "codes_used": self.averages.share_used()}
+
+    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return self.model.quantizer.quantize(self.model.features(images))[1][-1]
+
+    def state(self) -> dict:
+        averages = self.averages
+        return {**super().state(), "counts": averages.counts, "sums": averages.sums, "idle": averages.idle}
+
+    def load_state(self, state: dict) -> None:
+        super().load_state(state)
         self.averages.counts, self.averages.sums = state["counts"], state["sums"]
         self.averages.idle = state.get("idle", self.averages.idle)  # version 0.1 did not store it

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sfumato.families import FAMILIES
+from sfumato.pretraining.bitwise_stages import BitGeneratorTraining, BitTokenizerTraining
 from sfumato.pretraining.generator_stage import GeneratorTraining
 from sfumato.pretraining.pretrain import (
     ClassifierPretrainConfig,
@@ -13,7 +14,7 @@ from sfumato.pretraining.pretrain import (
 from sfumato.pretraining.tokenizer_stage import TokenizerTraining
 from sfumato.settings import Settings
 
-VAR, LLAMAGEN = FAMILIES["var"], FAMILIES["llamagen"]
+VAR, LLAMAGEN, INFINITY = FAMILIES["var"], FAMILIES["llamagen"], FAMILIES["infinity"]
 
 
 def emoji_var() -> PretrainConfig:
@@ -81,6 +82,37 @@ def emoji_t2i() -> PretrainConfig:
             steps=8000, batch_size=16, learning_rate=1e-3, warmup_steps=50, token_noise=0.3, own_tokens=1.0
         ),
         settings=Settings(guidance=1.5, temperature=0.6),
+        judge="emoji",
+    )
+
+
+def emoji_infinity() -> PretrainConfig:
+    """64-pixel Infinity that reads captions of the same emoji; its tokenizer's convolutions start from emoji-var's."""
+    return PretrainConfig(
+        tokenizer=INFINITY.tokenizer_shape(
+            scales=((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
+            latent_channels=16,
+            base_channels=32,
+            channel_multipliers=(1, 2, 4),
+            num_res_blocks=1,
+            patch=2,
+            norm_groups=8,
+        ),
+        transformer=INFINITY.network_shape(
+            depth=6,
+            width=192,
+            num_heads=3,
+            feed_forward_width=768,
+            caption_width=64,
+            num_caption_tokens=24,
+            text_encoder="word-vectors",
+            rotary_grid=(8, 8),
+            num_levels=6,
+        ),
+        start_from="emoji-var",
+        tokenizer_training=BitTokenizerTraining(steps=1600, batch_size=24, learning_rate=8e-4),
+        generator_training=BitGeneratorTraining(steps=4300, batch_size=16, learning_rate=1.5e-3),
+        settings=Settings(guidance=2.0, temperature=0.7),
         judge="emoji",
     )
 

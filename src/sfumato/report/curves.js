@@ -26,7 +26,12 @@ const KINDS = {
   held_out: "Held out",
   seconds: "Seconds",
 };
-const STAGE_TITLES = { psnr: "PSNR", grad_norm: "gradient norm", codes_used: "share of the codes in use" };
+const STAGE_TITLES = {
+  psnr: "PSNR",
+  grad_norm: "gradient norm",
+  codes_used: "share of the codes in use",
+  bit_balance: "balance of the bits",
+};
 const charts = [];
 let smoothing = 0;
 
@@ -260,7 +265,7 @@ function mark(chart, step) {
 /* The order of the curves that everybody looks at; -1 for the others, which are below them. */
 function rankOf(name, several) {
   if (runs.some((run) => run.stages))
-    return ["loss", "psnr", "accuracy", "codes_used"].includes(name.split("/").at(-1)) ? 0 : -1;
+    return ["loss", "psnr", "accuracy", "codes_used", "bit_balance"].includes(name.split("/").at(-1)) ? 0 : -1;
   const groups = [
     name === "reward_mean",
     several && name.startsWith("reward/"),
