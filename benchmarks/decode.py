@@ -29,8 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.network import Block, LlamaGenConfig
-from sfumato.families.llamagen.tokenizer import VQConfig, VQModel
+from sfumato.families.llamagen.network import LlamaGenConfig
+from sfumato.families.vq import VQConfig, VQModel
+from sfumato.nn.llama import Block
 from sfumato.policy import Card
 from sfumato.request import ClassInputs
 from sfumato.settings import Settings
@@ -89,7 +90,7 @@ class PublishedDecoder:
         self.network, config = generator.network, generator.config
         self.guidance, self.num_heads = guidance, config.num_heads
         self.labels = torch.cat([labels, torch.full_like(labels, config.num_classes)])
-        self.rotation = self.network.positions(1)
+        self.rotation = self.network.positions(1, 1 + len(self.network.rotation))
         length = -(-len(self.rotation) // 8) * 8
         shape = (config.depth, len(self.labels), config.num_heads, length, config.head_width)
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)

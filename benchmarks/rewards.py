@@ -12,7 +12,7 @@ import torch
 
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.request import Words
-from sfumato.rewards import Reward, build_reward
+from sfumato.rewards import WeightedSum, build_reward
 
 NAMES = (
     "brightness", "colorfulness", "saturation", "jpeg-size", "emoji-clip", "classifier?network=emoji-rival",
@@ -20,7 +20,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def seconds(reward: Reward, images: torch.Tensor, words: Words, batch: int) -> float:
+def seconds(reward: WeightedSum, images: torch.Tensor, words: Words, batch: int) -> float:
     """Return the time for all images in batches of this size; the images are copied, so no cached result is used."""
     parts = [(images[i].clone(), words[i]) for i in torch.arange(len(images)).split(batch)]
     began = time.process_time()
@@ -40,7 +40,7 @@ def main() -> None:
     words = Words(labels=torch.arange(count), names=("red apple",) * count)
     print(f"{count} images of {arguments.side} pixels, threads: {torch.get_num_threads()}; scores per second")
     for name in NAMES:
-        reward = next(iter(build_reward({name: 1.0}).parts.values())).reward
+        reward = build_reward({name: 1.0})
         seconds(reward, images[:1], words[:1], 1)
         batched = count / seconds(reward, images, words, count)
         single = count / seconds(reward, images, words, 1)

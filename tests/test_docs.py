@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -40,6 +41,12 @@ ELSEWHERE = {
     r"rewards http://": "test_reward_commands.py::test_servers_are_tried_one_by_one",
     r"train --config ": "test_config_file.py::test_a_file_changes_a_recipe_and_options_change_the_file",
     r"plan --config ": "test_config_file.py::test_a_file_changes_a_recipe_and_options_change_the_file",
+    r"train .*fid\?": "rewards/test_fid.py::test_a_resumed_run_has_the_same_moments",
+    r"(sample|export) (runs/)?infinity": "training/test_infinity_runs.py::test_a_run_from_training_to_export",
+    r"(sample|export) runs/janus": "training/test_janus_runs.py::test_a_run_from_training_to_export",
+    r"(sample|export) runs/simplear": "training/test_janus_runs.py::test_a_run_of_the_other_language_model",
+    r"evaluate .*--suite dpg ": "evaluation/test_dpg.py::test_a_bundled_model",
+    r"evaluate .*--suite t2i-compbench ": "evaluation/test_t2i_compbench.py::test_a_bundled_model",
     r"launch ": "training/test_processes.py::test_two_processes_equal_one",
     r"playground ": "playground/test_drawing.py::test_every_checkpoint_draws_and_is_scored",
     r"push |sample me/": "hub/test_push.py::test_what_is_pushed_can_be_loaded",
@@ -49,6 +56,7 @@ ELSEWHERE = {
     r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimized",
     r"train .*--prompts ": "training/test_llamagen_runs.py::test_a_run_on_captions",
     r"pretrain emoji-t2i ": "pretraining/test_pretrain_llamagen.py::test_captions_start_from_another_model",
+    r"pretrain emoji-infinity ": "pretraining/test_bitwise_stages.py::test_both_stages_and_resuming",
     r"pretrain emoji-clip ": "pretraining/test_pretrain_llamagen.py::test_image_text_model_learns_and_scores",
     r"pretrain emoji-rival ": "pretraining/test_rival.py::test_training",
     r".* --resume": "training/test_processes.py::test_resumed_equals_uninterrupted",
@@ -222,7 +230,7 @@ def test_other_tests_exist(test: str):
 def test_python_runs(page: Path, workshop: Path):
     shown: dict[str, Any] = {"__name__": "page"}
     for code in python_blocks(page):
-        if re.search(r"t5|cuda", code):  # a download: only its imports run
+        if re.search(r"t5|cuda|\.pth", code):  # a download: only its imports run
             code = "\n".join(ast.unparse(node) for node in ast.parse(code).body if isinstance(node, ast.ImportFrom))
         exec(compile(code, str(page), "exec"), shown)
 
@@ -245,7 +253,35 @@ def test_examples_are_quoted_literally(page: Path):
 def test_plans_of_all_released_models_are_listed():
     page = (ROOT / "docs/how-to/memory-and-time.md").read_text()
     names = {name.removesuffix("-bright") for name in TRAIN_RECIPES if re.match(r"llamagen|var-d\d+-bright", name)}
+    names = {name for name in names if "ablation" not in name}
     assert set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE)) == names
+
+
+def documented_classes() -> Iterator[tuple[str, ast.ClassDef]]:
+    """Yield the public classes of the modules that the pages of the API show, each with the name of its module."""
+    for page in sorted((ROOT / "docs/api").glob("*.md")):
+        for module, options in re.findall(r"^::: ([\w.]+)\n((?: +.*\n?)*)", page.read_text(), re.MULTILINE):
+            path = ROOT / "src" / module.replace(".", "/")
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            members = re.search(r"members: \[(.*)\]", options)
+            for node in ast.parse(file.read_text()).body if file.is_file() else ():  # else a function, not a module
+                shown = members is None or getattr(node, "name", "") in members[1].split(", ")
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and shown:
+                    yield module, node
+
+
+def test_fields_are_described():
+    """A field of a class in the API has a string below that says what it is; without one, the site leaves it out."""
+    count, bare = 0, []
+    for module, owner in documented_classes():
+        for node, below in itertools.pairwise([*owner.body, ast.Pass()]):
+            if isinstance(node, ast.AnnAssign) and not (name := ast.unparse(node.target)).startswith("_"):
+                count += 1
+                text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else 0
+                if not isinstance(text, str):
+                    bare.append(f"{module}.{owner.name}.{name}")
+    assert count > 100
+    assert not bare
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)

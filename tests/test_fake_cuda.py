@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_captions, tiny_config, tiny_llamagen, tiny_request, tiny_var
+from tiny import (
+    tiny_captions,
+    tiny_config,
+    tiny_infinity,
+    tiny_janus,
+    tiny_llamagen,
+    tiny_prompts,
+    tiny_request,
+    tiny_simplear,
+    tiny_switti,
+    tiny_var,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,6 +43,10 @@ CAPTIONS = tiny_captions([2, 5, 1], rows=[0, 1, 1, 2])
 CASES: dict[str, list[tuple[Callable[[], Any], Request]]] = {
     "var": [(tiny_var, CLASSES)],
     "llamagen": [(tiny_llamagen, CLASSES), (lambda: tiny_llamagen(text=True), CAPTIONS)],
+    "infinity": [(tiny_infinity, CAPTIONS)],
+    "switti": [(tiny_switti, Policy(tiny_switti()).request(["a cat", "the old dog", "the old dog", "an elk"]))],
+    "janus": [(tiny_janus, tiny_prompts([4, 7, 3], rows=[0, 1, 1, 2]))],
+    "simplear": [(tiny_simplear, tiny_prompts([4, 7, 3, 5], rows=[0, 1, 1, 2], negative=True))],
 }
 """Generators of each family, with requests for them."""
 ALL = [pytest.param(*case, id=f"{family}{number}") for family in FAMILIES for number, case in enumerate(CASES[family])]
@@ -112,7 +127,7 @@ def test_an_update_reads_at_most_once():
 def test_checkpointing_and_optimizers():
     """Recomputed blocks compute in the precision of the forward pass, and the optimizer's state is on the GPU."""
     generator = tiny_llamagen()
-    config = tiny_config("tiny", precision="bf16", activation_checkpointing=1, group_size=2)
+    config = tiny_config("tiny", precision="bf16", activation_checkpointing=1, logit_positions=4, group_size=2)
     with fake_cuda() as device, Meter(device) as meter:
         process = Process(rank=0, count=1, device=device)
         engine = build_engine(config, Policy(generator.to("cuda"), config.policy), process)

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src/sfumato"
 FAMILY_FILES = {"__init__.py", "generator.py", "network.py", "published.py", "releases.py", "tokenizer.py"}
-"""Modules that every family's folder contains."""
+"""Modules that every family's folder contains; the tokenizer may be one that families share."""
 
 
 def layers() -> list[list[str]]:
@@ -82,4 +82,4 @@ def test_basenames_can_be_found():
 
 def test_a_family_is_one_folder():
     for folder in (path.parent for path in (SOURCE / "families").glob("*/__init__.py")):
-        assert {path.name for path in folder.glob("*.py")} == FAMILY_FILES
+        assert FAMILY_FILES - {path.name for path in folder.glob("*.py")} <= {"tokenizer.py"}
