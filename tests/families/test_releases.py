@@ -1,4 +1,7 @@
-"""Shapes of the releases: what `build` makes from them has the tensors of the published files."""
+"""Shapes of the releases: what `build` makes from them has the tensors of the published files.
+
+Those of SimpleAR are in `test_simplear.py`: loading compares values of its tokenizer, so tensors need memory.
+"""
 
 import json
 
@@ -22,6 +25,9 @@ def manifests(name: str) -> tuple[str, str]:
             "infinity-125m-256": ("infinity_layer12_125M_d16", "infinity_vae_d16"),
             "infinity-2b-1024": ("infinity_2b_d32", "infinity_vae_d32"),
         }.get(name, ("infinity_8b_d56_patchify", "infinity_vae_d56_f8_14_patchify"))
+    if name.startswith("janus"):
+        file = name.replace("-", "_")
+        return file, file  # one file has both
     if "t2i" in name:
         return f"llamagen_t2i_GPT-XL_{512 if name.endswith('512') else 256}", "llamagen_VQ-16"
     _, size, pixels = name.split("-")
@@ -38,7 +44,7 @@ def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", releases())
+@pytest.mark.parametrize("name", [name for name in releases() if not name.startswith("simplear")])
 def test_shape_of_a_release(name: str):
     family, release = releases()[name]
     loaded = build_release(name, family, release, *map(published, manifests(name)))
