@@ -44,6 +44,7 @@ ELSEWHERE = {
     r"train .*fid\?": "rewards/test_fid.py::test_a_resumed_run_has_the_same_moments",
     r"(sample|export) (runs/)?infinity": "training/test_infinity_runs.py::test_a_run_from_training_to_export",
     r"(sample|export) runs/janus": "training/test_janus_runs.py::test_a_run_from_training_to_export",
+    r"sample janus-pro-1b-reasoning ": "training/test_janus_runs.py::test_a_run_with_texts",
     r"(sample|export) runs/simplear": "training/test_janus_runs.py::test_a_run_of_the_other_language_model",
     r"evaluate .*--suite dpg ": "evaluation/test_dpg.py::test_a_bundled_model",
     r"evaluate .*--suite t2i-compbench ": "evaluation/test_t2i_compbench.py::test_a_bundled_model",

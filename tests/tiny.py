@@ -21,6 +21,7 @@ from sfumato.families.infinity.network import InfinityConfig
 from sfumato.families.infinity.tokenizer import BSQConfig, BSQTokenizer
 from sfumato.families.janus.generator import PADDING, Janus
 from sfumato.families.janus.network import JanusConfig
+from sfumato.families.janus.reasoning import ReasoningJanus
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig
 from sfumato.families.simplear.generator import PADDING as END
@@ -203,6 +204,20 @@ def tiny_janus(tokenizer: Path | str = "", seed: int = 0) -> Janus:
     return generator.eval()
 
 
+def tiny_reasoning(tokenizer: Path | str = "", seed: int = 0) -> ReasoningJanus:
+    """Return a random Janus-Pro model that writes up to 8 text tokens before an image of 9; its `prompt_tokenizer` has
+    the END of texts."""
+    shape = replace(JANUS, text_tokenizer=str(tokenizer), num_prompt_tokens=120, num_reasoning_tokens=8, end_token=19)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generator = ReasoningJanus(shape, VQModel(VQ_TOKENIZER), Card(family="janus"))
+        with torch.no_grad():
+            for parameter in generator.network.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.25)
+            generator.tokenizer.decoder.conv_out.weight.mul_(4)
+    return generator.eval()
+
+
 def tiny_simplear(tokenizer: Path | str = "", tied: bool = True, seed: int = 0) -> SimpleAR:
     """Return a random SimpleAR model of 12-pixel images with 9 tokens; see `prompt_tokenizer`."""
     with torch.random.fork_rng():
@@ -216,13 +231,14 @@ def tiny_simplear(tokenizer: Path | str = "", tied: bool = True, seed: int = 0) 
     return generator.eval()
 
 
-def prompt_tokenizer(folder: Path) -> Path:
-    """Write a text tokenizer of single words with the special tokens of the language models; return its folder."""
+def prompt_tokenizer(folder: Path, end: str = END) -> Path:
+    """Write a text tokenizer of single words with the special tokens of the language models, the last of which is the
+    end token; return its folder."""
     words = ["[UNK]", "a", "the", "old", "bright", "dark", "ant", "bee", "cat", "dog", "elk", ":"]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     special = ["<｜begin▁of▁sentence｜>", PADDING, "<|User|>", "<|Assistant|>", "<begin_of_image>"]
-    special += ["<|t2i|>", "<|soi|>", END]
+    special += ["<|t2i|>", "<|soi|>", end]
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder

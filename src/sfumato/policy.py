@@ -1,13 +1,14 @@
 """Treat a generator as a stochastic policy over tokens: sampling and scoring, shared by all families."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -149,6 +150,32 @@ class Forks(Protocol):
         ...
 
 
+@runtime_checkable
+class HasParts(Protocol):
+    """A generator whose units belong to parts with vocabularies of their own: a text, and an image after it.
+
+    It has no logits of all units at once; `logits` needs a reduction, which is called for positions of one part at a
+    time. At padding, whose tokens have probability 1, what it returns is 0: the log-probability and the entropy.
+    """
+
+    part_units: tuple[int, ...]
+    """number of units of each part"""
+
+    def parts(self, tokens: Int[Tensor, "B L"], /) -> Mapping[str, Bool[Tensor, "B L"]]:
+        """Return which tokens belong to each part, by its name; padding belongs to none."""
+        ...
+
+    def texts(self, tokens: Int[Tensor, "B L"], /) -> tuple[str, ...]:
+        """Return the text of each image."""
+        ...
+
+    def logits(
+        self, inputs: Any, tokens: Int[Tensor, "B L"], settings: Settings, reduction: Reduction, /
+    ) -> Float[Tensor, "B L *F"]:
+        """Return a function of the guided logits of all units, teacher-forced."""
+        ...
+
+
 class Policy:
     """The distribution of images that a generator and its sampling settings define.
 
@@ -222,7 +249,12 @@ class Policy:
             parts.append(self.choose(generator.step(state, drawn), unit, unit_uniforms[::copies]))
         tokens, log_probs, entropy = (torch.cat(units, dim=1) for units in zip(*parts, strict=True))
         return Rollout(
-            request=request, tokens=tokens, log_probs=log_probs, entropy=entropy, units=tuple(generator.units)
+            request=request,
+            tokens=tokens,
+            log_probs=log_probs,
+            entropy=entropy,
+            units=tuple(generator.units),
+            parts=generator.parts(tokens) if isinstance(generator, HasParts) else {},
         )
 
     def choose(
@@ -301,6 +333,10 @@ class Policy:
         """Decode tokens to images in [0, 1]."""
         return self.generator.decode(tokens)
 
+    def texts(self, tokens: Int[Tensor, "B L"]) -> tuple[str, ...]:
+        """Return the text that the model wrote before each image; empty for a model that writes none."""
+        return self.generator.texts(tokens) if isinstance(self.generator, HasParts) else ()
+
     def draw(
         self,
         asked: Request | Words | str | int | Sequence[str | int],
@@ -344,13 +380,31 @@ class Policy:
         settings, inputs = self.settings, request.inputs.to(self.device)
         count = len(units) if 0 < len(units) < len(generator.units) else None
         cut = () if count is None else (None, count)
-        if not self.positions or settings.truncates:
+        in_parts = isinstance(self.generator, HasParts)
+        if not in_parts and (not self.positions or settings.truncates):
             return function(self._adjust_all(generator.logits(inputs, tokens, settings, *cut).float()), slice(None))
         temperatures = torch.tensor(settings.at("temperature", len(generator.units)), device=self.device)
         counts = torch.tensor(generator.units, device=self.device)
         divisors = temperatures.repeat_interleave(counts, output_size=sum(generator.units))[:, None]
-        reduction = Reduction(lambda logits, span: function(logits.float() / divisors[span], span), self.positions)
+
+        def reduce(logits: Tensor, span: slice) -> Tensor:
+            return function(self._filter(logits.float() / divisors[span], span), span)
+
+        reduction = Reduction(reduce, self.positions or sum(generator.units))
         return generator.logits(inputs, tokens, settings, reduction, *cut[1:])
+
+    def _filter(self, logits: Float[Tensor, "B t V"], span: slice) -> Float[Tensor, "B t V"]:
+        """Apply the truncation of each position in a span, runs of positions with the same one at once."""
+        settings, units = self.settings, self.generator.units
+        if not settings.truncates:
+            return logits
+        limits = zip(units, settings.at("top_k", len(units)), settings.at("top_p", len(units)), strict=True)
+        each = [(int(top_k), top_p) for unit, top_k, top_p in limits for _ in range(unit)][span]
+        runs = [(limit, len(list(run))) for limit, run in groupby(each)]
+        parts = logits.split([length for _, length in runs], dim=1)
+        return torch.cat(
+            [self.generator.filter(part, *limit) for part, (limit, _) in zip(parts, runs, strict=True)], dim=1
+        )
 
     def _adjust_all(self, logits: Float[Tensor, "B L V"]) -> Float[Tensor, "B L V"]:
         if not self.settings.truncates and not isinstance(self.settings.temperature, tuple):

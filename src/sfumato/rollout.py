@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.request import Index, Request
@@ -38,6 +38,9 @@ class Rollout:
     """units of the whole images, if only the tokens of the first units are kept; empty otherwise"""
     context: Int[Tensor, "B L"] | None = None
     """tokens that the units were drawn after, if these are not the drawn ones (teacher forcing); None otherwise"""
+    parts: Mapping[str, Bool[Tensor, "B L"]] = field(default_factory=dict)
+    """which tokens belong to each part, e.g. "text" and "image"; tokens of no part are padding, of probability 1. Empty
+    if there are no parts"""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -51,7 +54,12 @@ class Rollout:
             units=self.units,
             whole_units=self.whole_units,
             context=None if self.context is None else self.context[index],
+            parts={name: mask[index] for name, mask in self.parts.items()},
         )
+
+    def part_means(self, values: Float[Tensor, "B L"]) -> dict[str, Float[Tensor, " B"]]:
+        """Return the mean of a value over the tokens of each part of each image; 0 for an empty part."""
+        return {name: (values * mask).sum(1) / mask.sum(1).clamp_min(1) for name, mask in self.parts.items()}
 
     def prefix(self, count: int) -> "Rollout":
         """Return the same images with the tokens of their first `count` units only."""
@@ -64,6 +72,7 @@ class Rollout:
             units=units,
             whole_units=self.whole_units or self.units,
             context=None if self.context is None else self.context[:, : sum(units)],
+            parts={name: mask[:, : sum(units)] for name, mask in self.parts.items()},
         )
 
     def split(self, size: int) -> Iterator["Rollout"]:
@@ -83,6 +92,7 @@ def concatenate(rollouts: list[Rollout], request: Request) -> Rollout:
         units=rollouts[0].units,
         whole_units=rollouts[0].whole_units,
         context=torch.cat(contexts) if contexts else None,
+        parts={name: torch.cat([r.parts[name] for r in rollouts]) for name in rollouts[0].parts},
     )
 
 

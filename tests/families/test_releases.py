@@ -26,7 +26,7 @@ def manifests(name: str) -> tuple[str, str]:
             "infinity-2b-1024": ("infinity_2b_d32", "infinity_vae_d32"),
         }.get(name, ("infinity_8b_d56_patchify", "infinity_vae_d56_f8_14_patchify"))
     if name.startswith("janus"):
-        file = name.replace("-", "_")
+        file = name.removesuffix("-reasoning").replace("-", "_")
         return file, file  # one file has both
     if "t2i" in name:
         return f"llamagen_t2i_GPT-XL_{512 if name.endswith('512') else 256}", "llamagen_VQ-16"

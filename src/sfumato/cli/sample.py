@@ -35,7 +35,8 @@ class Sample(SettingsOptions):
     seed: int = 0
     """seed of the first image; it increases by 1 for each further image"""
     out: Path = Path("samples.png")
-    """file to write, .png, .jpg or .webp; for a folder (a name without an ending), one PNG file per image"""
+    """file to write, .png, .jpg or .webp; for a folder (a name without an ending), one PNG file per image. The texts
+    of a model that writes one before each image are written beside them, as .txt"""
     smooth: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """mix codes as in VAR's "more smooth" sampling"""
     weights: Path | None = None
@@ -56,7 +57,7 @@ class Sample(SettingsOptions):
         from sfumato.engine.precision import autocast
         from sfumato.engine.process import find_device
         from sfumato.families import load_generator
-        from sfumato.files import check_writable
+        from sfumato.files import check_writable, write_text
         from sfumato.policy import Policy
 
         if self.count < 1:
@@ -79,7 +80,11 @@ class Sample(SettingsOptions):
         request = policy.request(self.words(generator).repeat(self.count))
         seeds = torch.arange(self.seed, self.seed + len(request))
         with autocast(policy.device, self.precision):
-            pictures = self.draw_smooth(policy, request, seeds) if self.smooth else policy.draw(request, seeds, 32)
+            pictures, texts = self.draw_smooth(policy, request, seeds) if self.smooth else draw(policy, request, seeds)
+        names, console = request.words.names, Console(markup=False)
+        labels = [f"{name}, seed {seed}: " for name, seed in zip(names, seeds.tolist(), strict=True)]
+        for label, text in zip(labels, texts, strict=bool(texts)):
+            console.print(f"{label}{text}", highlight=False, soft_wrap=True)
         if into_folder:
             for picture, name, seed in zip(to_pictures(pictures), request.words.names, seeds.tolist(), strict=True):
                 save_picture(picture, self.out / f"{file_name(name)}-{seed}.png")
@@ -87,12 +92,18 @@ class Sample(SettingsOptions):
             columns = min(len(pictures), self.count * max(1, 8 // self.count))  # the images of a class stay in one row
             zoom = max(1, 128 // pictures.shape[-1])
             save_picture(grid(pictures, columns, zoom, labels=request.words.names), self.out)
+        if texts and into_folder:
+            for name, seed, text in zip(names, seeds.tolist(), texts, strict=True):
+                write_text(self.out / f"{file_name(name)}-{seed}.txt", f"{text}\n")
+        elif texts:
+            lines = [f"{label}{text}\n" for label, text in zip(labels, texts, strict=True)]
+            write_text(self.out.with_suffix(".txt"), "".join(lines))
         settings = str(policy.settings) or "the model's own distribution"
-        Console(markup=False).print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False, soft_wrap=True)
+        console.print(f"{len(pictures)} images, {settings}: {self.out}", highlight=False, soft_wrap=True)
         return 0
 
     def draw_smooth(self, policy: Any, request: Any, seeds: Any) -> Any:
-        """Draw pictures with the family's own mixing of codes."""
+        """Draw pictures with the family's own mixing of codes, and no texts."""
         import torch
 
         inputs = request.inputs.to(policy.device)
@@ -100,7 +111,7 @@ class Sample(SettingsOptions):
             policy.generator.sample_smooth(inputs[index], seeds[index], policy.settings)
             for index in torch.arange(len(seeds)).split(32)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts), ()
 
     def words(self, generator: Any) -> Any:
         """Return the requested classes or captions, once each."""
@@ -125,6 +136,18 @@ class Sample(SettingsOptions):
         if len(captions) == 1 and (os.path.isfile(file := find_prompts(captions[0])) or looks_like_file(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(file)]
         return Words(names=tuple(captions))
+
+
+def draw(policy: Any, request: Any, seeds: Any) -> Any:
+    """Draw pictures; return them and, for a model that writes a text before each, the texts."""
+    import torch
+
+    pictures, texts = [], []
+    for index in torch.arange(len(seeds)).split(32):
+        tokens = policy.sample(request[index], seeds[index]).tokens
+        pictures.append(policy.decode(tokens).float())
+        texts.extend(policy.texts(tokens))
+    return torch.cat(pictures), tuple(texts)
 
 
 def file_name(name: str) -> str:

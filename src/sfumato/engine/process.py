@@ -69,7 +69,8 @@ class Process:
         """Join the rollouts of all processes; `request` is the request for all images. Padding beyond it is dropped."""
         names = ["tokens", "log_probs", "entropy", *(["context"] if rollout.context is not None else [])]
         parts = {name: self.gather(getattr(rollout, name))[: len(request)] for name in names}
-        return replace(rollout, request=request, **parts)
+        masks = {name: self.gather(mask)[: len(request)] for name, mask in rollout.parts.items()}
+        return replace(rollout, request=request, parts=masks, **parts)
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""

@@ -101,6 +101,8 @@ class NextToken(nn.Module):
 
     reduces_logits = True
     scores_prefixes = True
+    text = False
+    """whether the tokens are text that continues the condition, not an image"""
     network: Any
     """a `Llama`"""
 
@@ -164,7 +166,7 @@ class NextToken(nn.Module):
         condition, mask = self.condition(inputs_of(inputs), distinct // 2, distinct % 2 == 1)
         length = 1 if mask is None else mask.shape[1]
         narrow = [KeyValueCache(length) for _ in range(len(self.network.blocks))]
-        first = self.network(condition, None, mask, caches=narrow)[place]
+        first = self.network(condition, None, mask, caches=narrow, text=self.text)[place]
         block = key_block(place.device)
         total = -(-(length + len(self.units) - 1) // block) * block
         columns, table, guided = None, None, 0
@@ -212,7 +214,7 @@ class NextToken(nn.Module):
             assert state.strengths is not None
             strength = state.strengths.index_select(0, slot.position - state.caches[0].length + 1)
         tokens = drawn.repeat(rows // state.batch, 1)
-        logits = self.network(None, tokens, strength=strength, caches=state.caches, slot=slot)
+        logits = self.network(None, tokens, strength=strength, caches=state.caches, slot=slot, text=self.text)
         state.position += 1
         return logits
 
@@ -252,7 +254,7 @@ class NextToken(nn.Module):
         condition, mask = self.condition(inputs_of(inputs), numbers, null)
         read = tokens[:, :-1]
         if strengths is None:
-            return self.network(condition, read, mask, reduction=reduction)
+            return self.network(condition, read, mask, reduction=reduction, text=self.text)
         strength = torch.tensor(strengths[:count], device=tokens.device)[:, None]
         return self.network(condition, read.repeat(2, 1), mask, strength, reduction=reduction)
 

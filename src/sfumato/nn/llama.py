@@ -1,7 +1,8 @@
 """A Llama that reads a condition and generates image tokens one by one, shared by the families that are one.
 
 The condition comes first and may be padded on the left. `Llama` is the part that all have; a family adds what the
-condition and the tokens are, their rotary positions, and the head.
+condition and the tokens are, their rotary positions, and the head. A condition of text may also be continued with text,
+if the family has a head for it.
 """
 
 from collections.abc import Sequence
@@ -155,6 +156,10 @@ class Llama(nn.Module):
         """Return the logits, which are an affine function of the features: guidance depends on this."""
         raise NotImplementedError
 
+    def score_text(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of the next text tokens."""
+        raise NotImplementedError
+
     def forward(
         self,
         condition: Tensor | None,
@@ -164,6 +169,7 @@ class Llama(nn.Module):
         caches: Sequence[KeyValueCache] | None = None,
         slot: Slot | None = None,
         reduction: Reduction | None = None,
+        text: bool = False,
     ) -> Float[Tensor, "B T *V"]:
         """Return logits of the token after the condition, and of those after each of `tokens`.
 
@@ -175,11 +181,12 @@ class Llama(nn.Module):
             caches: memory for the keys and values; without `slot`, it is empty and gets those of the condition.
             slot: place of a single token in the caches, in a decoding step.
             reduction: function of the logits to return instead of them.
+            text: whether `tokens` are text as the condition is, and the logits those of text.
         """
         parts = [] if condition is None else [self.embed_condition(condition)]
         prefix = parts[0].shape[1] if parts else 0
         if tokens is not None:
-            parts.append(self.embed_tokens(tokens))
+            parts.append(self.embed_condition(tokens) if text else self.embed_tokens(tokens))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         seen = None
         if slot is None:
@@ -195,12 +202,14 @@ class Llama(nn.Module):
         x = self.norm(x[:, max(0, prefix - 1) :])
         with torch.autocast(x.device.type, enabled=False):
             # In bfloat16, sampled and scored log-probabilities would differ about twice as much.
-            x = self.features(x.type_as(self.norm.weight))
+            x = x.type_as(self.norm.weight)
+            x = x if text else self.features(x)
             if strength is not None:
                 # Guidance is applied to the head's input instead of the logits, at half the cost.
                 conditional, unconditional = x.chunk(2)
                 x = unconditional + strength * (conditional - unconditional)
-            return self.score(x) if reduction is None else reduced(self.score, x, reduction)
+            head = self.score_text if text else self.score
+            return head(x) if reduction is None else reduced(head, x, reduction)
 
 
 def rotations(length: int, head_width: int, base: float) -> Float[Tensor, "N d2 2"]:

@@ -21,6 +21,7 @@ from sfumato.objectives.gspo import GSPO
 from sfumato.objectives.objective import Credit, Objective
 from sfumato.objectives.prefix import PrefixGRPO
 from sfumato.objectives.random_prefix import RandomPrefixGRPO
+from sfumato.objectives.reasoning_grpo import ReasoningGRPO
 from sfumato.objectives.rloo import RLOO
 from sfumato.objectives.scale_weights import ScaleWeightedGRPO
 from sfumato.objectives.stage import STAGE
@@ -44,6 +45,7 @@ OBJECTIVES: dict[str, type] = {
     "prefix-grpo": PrefixGRPO,
     "random-prefix-grpo": RandomPrefixGRPO,
     "tree-grpo": TreeGRPO,
+    "reasoning-grpo": ReasoningGRPO,
     "best-of-n": BestOfN,
     "dpo": DPO,
     "cca": CCA,

@@ -59,10 +59,10 @@ def check_clip(clip: float) -> None:
         raise UserError(f"objective.clip: {clip} is not between 0 and 1; the papers use 0.2")
 
 
-def check_kl_weight(kl_weight: float) -> None:
-    """Raise a UserError if the weight of the KL is out of range."""
+def check_kl_weight(kl_weight: float, name: str = "kl_weight") -> None:
+    """Raise a UserError if the weight of the KL, an option of this name, is out of range."""
     if not 0 <= kl_weight < math.inf:
-        raise UserError(f"objective.kl_weight: {kl_weight} is out of range; give 0 or more")
+        raise UserError(f"objective.{name}: {kl_weight} is out of range; give 0 or more")
 
 
 def group_credit(batch: Batch, deviation: Deviation = "group", *, skip: bool) -> Credit:
@@ -129,4 +129,5 @@ def penalized(
         loss = kl_weight * (kl if kl_weights is None else kl_weights * kl) + loss
         clamped = part.reference_log_probs - log_probs.detach() > LARGEST
         stats = {"kl": kl.detach().mean(), "kl_clamped": clamped.float().mean(), **stats}
+        stats |= {f"kl/{name}": mean.mean() for name, mean in part.rollout.part_means(kl.detach()).items()}
     return loss.mean(), stats

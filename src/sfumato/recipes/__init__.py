@@ -148,11 +148,17 @@ TRAIN_RECIPES: dict[str, Recipe] = {
         "janus_recipe",
         ("janus-pro-1b",),
     ),
+    "janus-pro-1b-unguided-scoring": Recipe(
+        "The same in the public way: guided images, scored without guidance, one update per rollout.",
+        "janus",
+        "janus_unguided_recipe",
+        ("janus-pro-1b",),
+    ),
     "janus-pro-1b-t2i-r1": Recipe(
-        "The same as T2I-R1 does it: guided images, scored without guidance, one update per rollout.",
+        "The same as T2I-R1 does it: the model writes a text before each image, and learns both.",
         "janus",
         "janus_t2i_r1_recipe",
-        ("janus-pro-1b",),
+        ("janus-pro-1b-reasoning",),
     ),
     **{
         name: Recipe(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.objectives import GRPO
+from sfumato.objectives.reasoning_grpo import ReasoningGRPO
 from sfumato.settings import Settings
 from sfumato.training.train_config import TrainConfig
 
@@ -36,8 +37,19 @@ def janus_recipe(model: str, lora_rank: int = 0) -> TrainConfig:
     )
 
 
-def janus_t2i_r1_recipe(model: str) -> TrainConfig:
+def janus_unguided_recipe(model: str) -> TrainConfig:
     """The public practice: images are drawn with guidance 5, but the conditional distribution alone is scored
-    (`--score-guidance 0`), with a single update for each rollout. T2I-R1's reasoning text is not part of it."""
+    (`--score-guidance 0`), with a single update for each rollout."""
     config = janus_recipe(model)
     return replace(config, score_guidance=0.0, minibatch_size=config.images_per_step)
+
+
+def janus_t2i_r1_recipe(model: str) -> TrainConfig:
+    """T2I-R1: a model with a text before each image learns both, with the same KL weight, over the tokens of both.
+    Images are scored without guidance, with a single update for each rollout.
+
+    The logits of the text have a vocabulary of 102400, so they are held for 128 positions at a time.
+    """
+    config = janus_unguided_recipe(model)
+    engine = replace(config.engine, logit_positions=128)
+    return replace(config, objective=ReasoningGRPO(clip=0.2, kl_weight=0.01), engine=engine)

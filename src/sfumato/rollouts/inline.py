@@ -142,12 +142,13 @@ class InlineRollouts:
             name: merged(getattr(batch.rollout, name), getattr(fresh.rollout, name))
             for name in ("tokens", "log_probs", "entropy")
         }
+        masks = {name: merged(mask, fresh.rollout.parts[name]) for name, mask in batch.rollout.parts.items()}
         reference = None
         if batch.reference_log_probs is not None and fresh.reference_log_probs is not None:
             reference = merged(batch.reference_log_probs, fresh.reference_log_probs)
         return replace(
             batch,
-            rollout=replace(batch.rollout, request=request, **tensors),
+            rollout=replace(batch.rollout, request=request, parts=masks, **tensors),
             rewards=merged(batch.rewards, fresh.rewards),
             scores={name: merged(scores, fresh.scores[name]) for name, scores in batch.scores.items()},
             reference_log_probs=reference,
@@ -204,7 +205,7 @@ class InlineRollouts:
             weights={name: part.weight for name, part in self.reward.parts.items()},
             group_size=self.group_size,
             tree_size=tree,
-            metrics={**statistics(rewards, scores), "entropy": rollout.entropy.mean().item()},
+            metrics={**statistics(rewards, scores), "entropy": rollout.entropy.mean().item(), **part_figures(rollout)},
         )
         return batch if self.candidates else self._with_log_probs(batch, compared)
 
@@ -238,6 +239,12 @@ class InlineRollouts:
     def _score(self, policy: Policy, drawn: Rollout) -> Float[Tensor, "B L"]:
         """Return the log-probabilities of the drawn tokens, in passes of the size that updates have."""
         return score_tokens(self.engine, policy, drawn, self.scoring_size)
+
+
+def part_figures(rollout: Rollout) -> dict[str, float]:
+    """Return the mean entropy (nats) and the mean number of tokens of each part of the images, to log."""
+    entropy = {f"entropy/{name}": mean.mean().item() for name, mean in rollout.part_means(rollout.entropy).items()}
+    return {**entropy, **{f"tokens/{name}": mask.sum(1).float().mean().item() for name, mask in rollout.parts.items()}}
 
 
 def score_tokens(engine: Engine, policy: Policy, drawn: Rollout, size: int) -> Float[Tensor, "B L"]:

@@ -56,8 +56,12 @@ class PromptReader:
         """
         self._tokenizer()
 
-    def read(self, captions: Sequence[str], device: torch.device | str = "cpu") -> TokenInputs:
+    def read(
+        self, captions: Sequence[str], device: torch.device | str = "cpu", template: str | None = None
+    ) -> TokenInputs:
         """Return the network inputs for these captions, on the CPU; equal captions have one row in the table.
+
+        A `template` is read instead of the reader's own.
 
         Raises:
             UserError: the tokenizer cannot be loaded, or is that of another model.
@@ -69,7 +73,7 @@ class PromptReader:
         else:
             tokenizer = self._tokenizer()
             padding = tokenizer.token_to_id(self.padding) or 0  # `_tokenizer` has checked that there is one
-            prompts = [self._encode(tokenizer, caption) for caption in distinct]
+            prompts = [self._encode(tokenizer, caption, template or self.template) for caption in distinct]
             prompts += [tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in self.always]
         return replace(
             TokenInputs.padded(prompts, padding),
@@ -77,9 +81,31 @@ class PromptReader:
             null_row=len(distinct) if self.always else None,
         )
 
-    def _encode(self, tokenizer: Tokenizer, caption: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; without a tokenizer (`use_zeros`), a single 0."""
+        return [0] if self._zeros else self._tokenizer().encode(text, add_special_tokens=False).ids
+
+    def check_id(self, token: str, number: int) -> None:
+        """Check that a special token has the id that the model knows it by; without a tokenizer there is nothing to
+        check.
+
+        Raises:
+            UserError: it has another one, or there is no such token.
+        """
+        found = number if self._zeros else self._tokenizer().token_to_id(token)
+        if found != number:
+            raise UserError(
+                f"text_encoder: the tokenizer {self.name} has {token} as {found}, not {number}; give the folder of the "
+                "model's own"
+            )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text with these ids, without special tokens and outer white space."""
+        return self._tokenizer().decode(ids).strip()
+
+    def _encode(self, tokenizer: Tokenizer, caption: str, template: str) -> list[int]:
         """Return the ids of a caption's prompt; the end of a caption that is too long is left out."""
-        before, after = self.template.split("{caption}")
+        before, after = template.split("{caption}")
         ids = tokenizer.encode(f"{before}{caption}{after}".strip(), add_special_tokens=False).ids
         self.cut.say([caption], [len(ids)], self.longest)
         if len(ids) <= self.longest:

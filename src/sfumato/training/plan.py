@@ -25,7 +25,7 @@ from sfumato.errors import UserError
 from sfumato.families.folder import card_from, read_config
 from sfumato.families.library import find_family, locate, releases
 from sfumato.plugins import is_path
-from sfumato.policy import Generator, Policy
+from sfumato.policy import Generator, HasParts, Policy
 from sfumato.request import Request, Words
 from sfumato.rewards import build_reward
 from sfumato.rollout import Fork, Rollout
@@ -44,7 +44,7 @@ MACHINE = 8
 MOMENTS_8BIT = 2 + 2 * 4 / 256
 """Bytes of the two moments of a parameter in `adamw8bit`: a byte each, and a scale for every 256."""
 EXECUTED = 12
-"""Number of units that are drawn for a family that draws many equal ones."""
+"""Number of units of each part that are drawn for a family that draws many equal ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def make_plan(config: TrainConfig, processes: int = 1, reward_memory: float = 0.
     different. The optimizer's state is there from the beginning, as in all steps but the first.
 
     Drawing with CUDA graphs counts the kernels in them. If a family draws many equal units (a token each) without
-    graphs, only `EXECUTED` of them are drawn, at even distances from the first to the last; see `Excerpt`. Kernels and
+    graphs, only `EXECUTED` of each part are drawn, at even distances from first to last; see `Excerpt`. Kernels and
     floating-point operations of the others lie on a straight line between their neighbors, which is exact where a unit
     adds the same work as the one before. Memory needs no estimate: the caches are allocated for all units at once, and
     the last unit is drawn.
@@ -293,17 +293,24 @@ class MeterTimer(PhaseTimer):
 class Excerpt:
     """Draws the units at some positions, as if those between had been drawn too.
 
-    A family counts units in its decoding state, with numbers that grow by the same amount at every unit: those of the
-    next position, and the lengths of caches. They are increased by as many units as are left out. Anything else in the
-    state is tensors, whose numbers do not matter.
+    A family counts units in its decoding state, with numbers that grow by the same amount at every unit of a part:
+    those of the next position, and the lengths of caches. They are increased by as many units as are left out. Anything
+    else in the state is tensors, whose numbers do not matter.
     """
 
     def __init__(self, policy: Policy, meter: Meter):
-        self.policy, self.meter, count = policy, meter, len(policy.generator.units)
-        # The growth is measured at the units 1 and 2. The work of the last unit ends with the drawing itself, so that
-        # of the last but one is measured too.
-        even = {round(2 + (count - 4) * number / (EXECUTED - 5)) for number in range(EXECUTED - 4)}
-        self.positions = sorted({0, 1, 2, *even, count - 2, count - 1})
+        self.policy, self.meter, generator = policy, meter, policy.generator
+        self.places: list[int] = []  # of the units in their part
+        self.positions: list[int] = []
+        first = 0
+        for count in generator.part_units if isinstance(generator, HasParts) else (len(generator.units),):
+            # The growth is measured at the units 1 and 2. The work of the last unit ends with the drawing itself, so
+            # that of the last but one is measured too.
+            even = {round(2 + (count - 4) * number / (EXECUTED - 5)) for number in range(EXECUTED - 4)}
+            places = sorted({0, 1, 2, *even, count - 2, count - 1} & set(range(count)))
+            self.places += places
+            self.positions += [first + place for place in places]
+            first += count
 
     def __call__(self, request: Request, seeds: Tensor, fork: Fork | None = None) -> Rollout:
         """Draw like `Policy.sample`, but without sharing units. The result has the full length; it repeats what was
@@ -318,20 +325,22 @@ class Excerpt:
         def step(state: Any, drawn: Tensor | None) -> Tensor:
             number = len(marks)
             marks.append(self.meter.counts)
-            if number > 2:
+            if self.places[number] > 2:
                 growth = [after - before for before, after in zip(*seen, strict=True)]
                 skipped = positions[number] - positions[number - 1] - 1
                 for (holder, key), amount in zip(counters(state), growth, strict=True):
                     holder[key] += skipped * amount
             logits = generator.step(state, drawn)
-            if number in (1, 2):
+            if self.places[number] == 1:
+                seen.clear()
+            if self.places[number] in (1, 2):
                 seen.append([holder[key] for holder, key in counters(state)])
             return logits
 
-        excerpt = copy.copy(generator)
+        excerpt: Any = copy.copy(generator)
         excerpt.units = tuple(generator.units[position] for position in positions)
         excerpt.start = lambda inputs, _: generator.start(inputs, settings)
-        excerpt.step = step
+        excerpt.step, excerpt.parts = step, lambda tokens: {}
         short = Policy(excerpt, chosen).sample(request, seeds)
         costs = [(k2 - k1, f2 - f1) for (k1, f1), (k2, f2) in pairwise(marks)]
         for place in range(len(costs) - 1):
@@ -339,12 +348,14 @@ class Excerpt:
             (kernels, flops), (more_kernels, more_flops) = costs[place], costs[place + 1]
             self.meter.count(skipped * (kernels + more_kernels) // 2, skipped * (flops + more_flops) // 2)
         shape = (len(seeds), sum(generator.units))
+        tokens = short.tokens[:, :1].expand(shape)
         return Rollout(
             request=request,
-            tokens=short.tokens[:, :1].expand(shape),
+            tokens=tokens,
             log_probs=short.log_probs[:, :1].expand(shape),
             entropy=short.entropy[:, :1].expand(shape),
             units=tuple(generator.units),
+            parts=generator.parts(tokens) if isinstance(generator, HasParts) else {},
         )
 
 

@@ -24,7 +24,8 @@ from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
 from sfumato.objectives import Objective
 from sfumato.objectives.objective import LearnsFromData, LearnsFromEntropy, LearnsFromPrefixes, LearnsFromTrees
-from sfumato.policy import Forks, Generator, Policy, ScoresPrefixes
+from sfumato.objectives.reasoning_grpo import ReasoningGRPO
+from sfumato.policy import Forks, Generator, HasParts, Policy, ScoresPrefixes
 from sfumato.rewards import WeightedSum, build_reward
 from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed
@@ -202,6 +203,7 @@ def build_engine(config: TrainConfig, policy: Policy, process: Process) -> Torch
     if config.score_guidance is not None:
         scoring = Settings(guidance=config.score_guidance, temperature=config.policy.temperature)
     check_penalty(config.objective, policy.generator)
+    check_parts(config.objective, policy.generator)
     return TorchEngine(
         policy,
         config.engine,
@@ -219,6 +221,15 @@ def check_penalty(objective: Objective, generator: Generator) -> None:
     if getattr(objective, "kl", None) == "exact" and getattr(generator, "vocabulary", None) != 2:
         family = generator.card.family
         raise UserError(f"objective.kl: exact needs tokens of two values, but those of {family} have more; use k3")
+
+
+def check_parts(objective: Objective, generator: Generator) -> None:
+    """Raise a UserError if an objective weighs texts, but the model writes none."""
+    if isinstance(objective, ReasoningGRPO) and not isinstance(generator, HasParts):
+        raise UserError(
+            "objective: reasoning-grpo is for models that write a text before the image, such as "
+            "janus-pro-1b-reasoning; use grpo"
+        )
 
 
 def build_rollouts(

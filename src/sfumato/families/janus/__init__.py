@@ -11,22 +11,23 @@ from sfumato.families.folder import shape_from
 from sfumato.families.janus.generator import Janus
 from sfumato.families.janus.network import JanusConfig
 from sfumato.families.janus.published import inspect_janus, read_janus, write_janus, write_port
+from sfumato.families.janus.reasoning import ReasoningJanus, build_janus
 from sfumato.families.janus.releases import RELEASES
 from sfumato.families.vq import VQConfig, VQModel
 
 
-def build(shape: Mapping[str, Any]) -> Janus:
+def build(shape: Mapping[str, Any]) -> Janus | ReasoningJanus:
     """Build a Janus-Pro model with initial weights."""
     tokenizer = VQModel(shape_from(VQConfig, shape["tokenizer"]))
-    return Janus(shape_from(JanusConfig, shape["transformer"]), tokenizer)
+    return build_janus(shape_from(JanusConfig, shape["transformer"]), tokenizer)
 
 
-def describe(generator: Janus) -> dict[str, Any]:
+def describe(generator: Janus | ReasoningJanus) -> dict[str, Any]:
     """Return the shapes that `build` needs."""
     return {"transformer": asdict(generator.config), "tokenizer": asdict(generator.tokenizer.config)}
 
 
-def write(generator: Janus) -> dict[str, dict[str, Tensor]]:
+def write(generator: Janus | ReasoningJanus) -> dict[str, dict[str, Tensor]]:
     """Return state dicts with the names of the original code, and with those of transformers' port."""
     return {"janus": write_janus(generator), "janus_transformers": write_port(generator)}
 

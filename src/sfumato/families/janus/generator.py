@@ -57,7 +57,7 @@ class Janus(NextToken):
     ) -> tuple[Int[Tensor, "R P"], Bool[Tensor, "R P"]]:
         """Return the token ids of prompts, and which are not padding on the left."""
         assert isinstance(inputs, TokenInputs)
-        length, longest = inputs.ids.shape[1], self.config.num_prompt_tokens
+        length, longest = inputs.ids.shape[1], self.config.num_prompt_tokens + self.config.num_reasoning_tokens
         if length > longest:
             raise UserError(f"prompts: {length} tokens are too many; the model reads at most {longest}")
         ids, mask = inputs.ids[numbers], inputs.mask[numbers]

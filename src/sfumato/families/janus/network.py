@@ -2,7 +2,8 @@
 al., 2025).
 
 The prompt comes first, padded on the left; the image follows in raster order. The model is exactly as published, so
-that released weights load. What it needs only to describe images (the vision tower, the text head) is left out.
+that released weights load. What it needs only to describe images (the vision tower) is left out, and so is the text
+head, unless the model writes a text before the image.
 """
 
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class JanusConfig:
     """width of the learned embedding of an image token, before it is projected to `width`"""
     num_prompt_tokens: int = 256
     """maximum length of a prompt in text tokens"""
+    num_reasoning_tokens: int = 0
+    """maximum length of the text that is written before the image, in text tokens; 0 for none"""
+    end_token: int = 100001
+    """id of the text token that ends such a text"""
     text_tokenizer: str = "deepseek-ai/Janus-Pro-1B"
     """text tokenizer: a hub id, or a folder with a `tokenizer.json`"""
     rope_base: float = 10000.0
@@ -45,11 +50,13 @@ class JanusConfig:
     """epsilon of the RMS norms"""
 
     def __post_init__(self):
-        check_sizes(self)
+        check_sizes(self, may_be_zero=("num_reasoning_tokens",))
         if self.width % self.num_heads or self.width // self.num_heads % 2:
             raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 2")
         if self.num_heads % self.kv_heads:
             raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        if self.num_reasoning_tokens and self.end_token >= self.text_vocab_size:
+            raise UserError(f"end_token: {self.end_token} is not below the vocabulary size {self.text_vocab_size}")
 
     @property
     def kv_heads(self) -> int:
@@ -63,7 +70,8 @@ class JanusConfig:
 
 
 class JanusTransformer(Llama):
-    """The network: from the prompt and the image tokens so far to the logits of the next image token.
+    """The network: from the prompt and the image tokens so far to the logits of the next image token, or from the
+    prompt and the text so far to those of the next text token.
 
     The text embedding is frozen: images are drawn from a few of its rows only. The row of the padding token, which is
     the whole content of an unconditional prompt, is one of them.
@@ -90,7 +98,10 @@ class JanusTransformer(Llama):
         self.norm = nn.RMSNorm(width, eps=config.norm_eps)
         self.head_in = Linear(width, width)
         self.head = Linear(width, vocab_size)
-        table = rotations(config.num_prompt_tokens + num_tokens - 1, config.head_width, config.rope_base)
+        if config.num_reasoning_tokens:
+            self.text_head = Linear(width, config.text_vocab_size, bias=False)
+        longest = config.num_prompt_tokens + config.num_reasoning_tokens + num_tokens - 1
+        table = rotations(longest, config.head_width, config.rope_base)
         self.register_buffer("rotation", table, persistent=False)
 
     def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
@@ -117,3 +128,7 @@ class JanusTransformer(Llama):
     def score(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
         """Return the logits of the next image tokens."""
         return self.head(x)
+
+    def score_text(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
+        """Return the logits of the next text tokens."""
+        return self.text_head(x)

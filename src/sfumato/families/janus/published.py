@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sfumato.families.janus.generator import Janus
 from sfumato.families.janus.network import JanusConfig
+from sfumato.families.janus.reasoning import ReasoningJanus, build_janus
 from sfumato.families.published import StateDict, count_of, load_strictly, published_state_dict, rename, shape_of
 from sfumato.families.published_llama import divided, infer_llama_shape, joined, published_block
 from sfumato.families.published_vq import infer_vq_config, load_vq, written_vq
@@ -26,9 +27,12 @@ _NAMES = {
     "aligner_out": "gen_aligner.layers.2",
     "head_in": "gen_head.output_mlp_projector",
     "head": "gen_head.vision_head",
+    "text_head": "language_model.lm_head",
 }
-_UNUSED = re.compile(r"(vision_model|aligner)\.|language_model\.lm_head\.")
+_UNUSED = re.compile(r"(vision_model|aligner)\.")
 """What only describing images needs: in both layouts, after `_original`."""
+_UNUSED_WITHOUT_TEXT = re.compile(rf"{_UNUSED.pattern}|language_model\.lm_head\.")
+"""What drawing without a text before the image does not need."""
 _PORT = (
     (r"^language_model\.model\.", "model.language_model."),
     (r"^language_model\.lm_head\.", "lm_head."),
@@ -76,10 +80,13 @@ def read_janus(
     norm_groups: int = 32,
     text_tokenizer: str = "deepseek-ai/Janus-Pro-1B",
     num_prompt_tokens: int = 256,
-) -> Janus:
+    num_reasoning_tokens: int = 0,
+    end_token: int = 100001,
+) -> Janus | ReasoningJanus:
     """Build a Janus-Pro model from a state dict with published names, of the original code or of transformers' port.
 
-    The parts that only describe images are not loaded: `vision_model`, `aligner`, and the text head.
+    The parts that only describe images are not loaded: `vision_model`, `aligner`, and, if there is no text before the
+    image, the text head.
 
     Args:
         state_dict: tensors of the whole model, of any floating-point type; they are copied to float32.
@@ -91,6 +98,8 @@ def read_janus(
         norm_groups: number of groups in the image tokenizer's group norms.
         text_tokenizer: hub id of the text tokenizer, or a folder with its `tokenizer.json`.
         num_prompt_tokens: maximum length of a prompt in text tokens; no weight depends on it.
+        num_reasoning_tokens: maximum length of the text before the image in text tokens; 0 for none.
+        end_token: id of the text token that ends this text.
 
     Raises:
         UserError: a key is missing or unknown, a tensor has the wrong shape, or an argument contradicts the shapes.
@@ -98,32 +107,35 @@ def read_janus(
     state_dict = _original(state_dict)
     images = state_dict if vq_state_dict is None else _original(vq_state_dict)
     vq = {name.removeprefix(_VQ): tensor for name, tensor in images.items() if name.startswith(_VQ)}
-    network = {k: v for k, v in state_dict.items() if not k.startswith(_VQ) and not _UNUSED.match(k)}
+    unused = _UNUSED if num_reasoning_tokens else _UNUSED_WITHOUT_TEXT
+    network = {k: v for k, v in state_dict.items() if not k.startswith(_VQ) and not unused.match(k)}
     config = JanusConfig(
         **infer_llama_shape(network, _LLAMA, num_heads),
         text_vocab_size=shape_of(network, f"{_LLAMA}embed_tokens.weight", "weights")[0],
         code_width=shape_of(network, "gen_embed.weight", "weights")[1],
         num_prompt_tokens=num_prompt_tokens,
+        num_reasoning_tokens=num_reasoning_tokens,
+        end_token=end_token,
         text_tokenizer=text_tokenizer,
         rope_base=rope_base,
         norm_eps=norm_eps,
     )
     with torch.device("meta"):  # skips the computation of initial values
         tokenizer = VQModel(infer_vq_config(vq, grid_size=grid_size, norm_groups=norm_groups))
-        generator = Janus(config, tokenizer, Card(family="janus"))
+        generator = build_janus(config, tokenizer, Card(family="janus"))
     load_vq(tokenizer, vq)
     load_strictly(generator.network, joined(network, config.head_width), _published, "weights")
     tokenizer.requires_grad_(False)
     return generator
 
 
-def write_janus(generator: Janus) -> dict[str, Tensor]:
+def write_janus(generator: Janus | ReasoningJanus) -> dict[str, Tensor]:
     """Return the state dict with the names of the original code: all parts that draw images."""
     network = divided(published_state_dict(generator.network, _published), generator.config)
     return {**network, **{f"{_VQ}{name}": tensor for name, tensor in written_vq(generator.tokenizer).items()}}
 
 
-def write_port(generator: Janus) -> dict[str, Tensor]:
+def write_port(generator: Janus | ReasoningJanus) -> dict[str, Tensor]:
     """Return the state dict with the names of transformers' `JanusForConditionalGeneration`: all parts that draw
     images. (With `strict=False` it loads into the whole model. Its `encode` differs: it does not normalize codes.)"""
     tensors = write_janus(generator)

@@ -10,6 +10,7 @@ from torch import Tensor
 from sfumato.data.pictures import COLUMNS, grid, save_picture, side_by_side
 from sfumato.engine.process import Process
 from sfumato.files import read_lines, write_text
+from sfumato.policy import Policy
 from sfumato.rewards import WeightedSum
 from sfumato.rollouts.together import Drawn, score_together
 from sfumato.trackers import Trackers
@@ -50,9 +51,7 @@ class Pictures:
 
     def write(self, step: int, drawn: Drawn, total: Tensor) -> None:
         """Write all files of this step. Pictures that cannot be written do not stop the run."""
-        log_fixed_set(
-            self.run_dir / "fixed_set.jsonl", step, drawn, total, self.fixed_set.engine.policy.generator.units
-        )
+        log_fixed_set(self.run_dir / "fixed_set.jsonl", step, drawn, total, self.fixed_set.engine.policy)
         with self.view.only_for_looking(f"step {step}: pictures"):
             images = drawn.images
             save_picture(grid(images, COLUMNS, zoom=max(1, 96 // images.shape[-1])), self.sample_path(step))
@@ -66,16 +65,19 @@ class Pictures:
             self.trackers.picture("before_after", self.run_dir / "before_after.png", step)
 
 
-def log_fixed_set(path: Path, step: int, drawn: Drawn, total: Tensor, units: tuple[int, ...]) -> None:
-    """Log a line with the mean entropy, the entropy per unit, the mean reward, and each picture's name and reward."""
+def log_fixed_set(path: Path, step: int, drawn: Drawn, total: Tensor, policy: Policy) -> None:
+    """Log a line with the mean entropy, the entropy per unit, the mean reward, and each picture's name, reward and, if
+    the model writes one, text."""
     entropy = drawn.rollout.entropy
     line = {
         "step": step,
         "entropy": entropy.mean().item(),
         "reward_mean": total.nanmean().item(),
-        "entropy_by_unit": [round(unit.mean().item(), 4) for unit in entropy.mean(0).split(units)],
+        "entropy_by_unit": [round(unit.mean().item(), 4) for unit in entropy.mean(0).split(policy.generator.units)],
         "names": drawn.words.names,
         "rewards": [round(score, 4) for score in total.tolist()],
     }
+    if texts := policy.texts(drawn.rollout.tokens):
+        line["texts"] = texts
     kept = [row for row in read_lines(path) if row["step"] < step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, line]))
