@@ -229,7 +229,7 @@ def test_grpo_with_the_other_penalty():
 
 
 WITHOUT_REFERENCE: dict[str, dict[str, Any]] = {"dapo": {}, "gcpo": {"kl_weight": 0.0, "dynamic": False}}
-OTHERS = {"entropy-grpo", "tree-grpo", "best-of-n", "dpo", "cca", "va-pi"}
+OTHERS = {"entropy-grpo", "tree-grpo", "reasoning-grpo", "best-of-n", "dpo", "cca", "va-pi"}
 """Objectives with other batches, or whose bonus moves all images; they have tests of their own."""
 
 
