@@ -1,7 +1,6 @@
 """Generators of one token after another, from a condition that comes first: what LlamaGen, Janus-Pro and SimpleAR
 share."""
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_size, keep_nucleus, keep_top_k
+from sfumato.families.shared import check_size, check_step, keep_nucleus, keep_top_k, with_parts
 from sfumato.nn.attention import KeyValueCache, Slot, key_block
 from sfumato.nn.llama import Llama
 from sfumato.policy import Card, Reduction
@@ -149,9 +148,7 @@ class NextToken(nn.Module):
 
     def with_network(self, network: nn.Module) -> "NextToken":
         """Return a copy of this generator with another network; everything else is shared."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "network": network}
-        return twin
+        return with_parts(self, network=network)
 
     def start(
         self, inputs: Inputs | Request, settings: Settings = PLAIN, reuse: NextTokenState | None = None
@@ -195,10 +192,7 @@ class NextToken(nn.Module):
     def step(self, state: NextTokenState, drawn: Int[Tensor, "B 1"] | None) -> Float[Tensor, "B 1 V"]:
         """Return guided logits of the next token, given the previous one (None for the first token)."""
         number = state.drawn
-        if number == len(self.units):
-            raise ValueError(f"step: all {number} tokens are drawn; call start for a new image")
-        if (drawn is None) != (number == 0):
-            raise ValueError(f"drawn: give None at the first token and the drawn one after it (token {number})")
+        check_step(number, len(self.units), drawn, "token", "one")
         if drawn is None:
             state.drawn = 1
             return state.first

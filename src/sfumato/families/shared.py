@@ -1,17 +1,28 @@
 """Helpers that the generators of several families share."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.policy import Card
-from sfumato.request import ClassInputs, Words
+from sfumato.request import ClassInputs, Inputs, Request, Words, inputs_of
 from sfumato.settings import Settings
+
+Module = TypeVar("Module", bound=nn.Module)
+Kind = TypeVar("Kind")
+
+
+def with_parts(generator: Module, **parts: nn.Module) -> Module:
+    """Return a copy of a generator with other modules under these names; everything else is shared."""
+    twin = copy.copy(generator)
+    twin._modules = {**generator._modules, **parts}
+    return twin
 
 
 def check_sizes(shape: Any, may_be_zero: Sequence[str] = ()) -> None:
@@ -40,6 +51,20 @@ def check_tokenizer_sizes(shape: Any) -> None:
             raise UserError(f"norm_groups: {shape.norm_groups} does not divide {channels} channels; give a divisor")
 
 
+def check_heads(shape: Any, multiple: int) -> None:
+    """Check that the attention heads in a shape divide its width into multiples of a number, and that its key and value
+    heads, if it has them, divide the heads.
+
+    Raises:
+        UserError: they do not.
+    """
+    width, heads, shared = shape.width, shape.num_heads, getattr(shape, "num_kv_heads", None)
+    if width % heads or width // heads % multiple:
+        raise UserError(f"num_heads: {heads} heads must divide the width {width} into multiples of {multiple}")
+    if shared and heads % shared:
+        raise UserError(f"num_kv_heads: {shared} does not divide num_heads {heads}")
+
+
 def number_classes(card: Card, count: int) -> Card:
     """Return the card of a model with `count` classes; without class names, the numbers become the names.
 
@@ -66,6 +91,37 @@ def class_inputs(words: Words, count: int) -> ClassInputs:
             f"classes: {name!r} has the label {label}, not one of 0 to {count - 1}; give the number of a class"
         )
     return ClassInputs(labels=words.labels)
+
+
+def caption_inputs(asked: Inputs | Request, kind: type[Kind]) -> Kind:
+    """Return the inputs of a request, if they are those of a model that reads captions in this form.
+
+    Raises:
+        UserError: they are those of another kind of model.
+    """
+    inputs = inputs_of(asked)
+    if not isinstance(inputs, kind):
+        raise UserError(f"inputs: this model reads captions, not {type(inputs).__name__}")
+    return inputs
+
+
+def check_step(number: int, count: int, drawn: Tensor | None, unit: str, given: str) -> None:
+    """Check that a decoding step is one of `count`, and that only the first one gets nothing that was drawn before.
+
+    Args:
+        number: number of the step, counted from 0.
+        count: number of steps of an image.
+        drawn: what was drawn in the step before.
+        unit: what a step draws, for the message, e.g. "scale".
+        given: what `drawn` holds, for the message, e.g. "tokens".
+
+    Raises:
+        ValueError: all steps are done, or `drawn` is missing, or given at the first step.
+    """
+    if number == count:
+        raise ValueError(f"step: all {number} {unit}s are drawn; call start for a new image")
+    if (drawn is None) != (number == 0):
+        raise ValueError(f"drawn: give None at the first {unit} and the drawn {given} after it ({unit} {number})")
 
 
 def check_size(images: Float[Tensor, "B 3 H W"], height: int, width: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """Infinity as a generator: guided logits of bits from captions and drawn scales, and images (Han et al., 2024)."""
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +9,18 @@ from torch import Tensor, nn
 from sfumato.errors import UserError
 from sfumato.families.infinity.network import BlockCache, Captions, InfinityConfig, InfinityTransformer, Memory
 from sfumato.families.infinity.tokenizer import BSQTokenizer
-from sfumato.families.shared import check_size, check_tokens, keep_nucleus, keep_top_k
+from sfumato.families.shared import (
+    caption_inputs,
+    check_size,
+    check_step,
+    check_tokens,
+    keep_nucleus,
+    keep_top_k,
+    with_parts,
+)
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card, Reduction
-from sfumato.request import Inputs, Request, TextInputs, Words, inputs_of
+from sfumato.request import Inputs, Request, TextInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader
 
@@ -57,9 +64,7 @@ class Infinity(nn.Module):
 
     def with_network(self, network: nn.Module) -> "Infinity":
         """Return a copy of this generator with another network; everything else is shared."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "network": network}
-        return twin
+        return with_parts(self, network=network)
 
     def inputs(self, words: Words) -> TextInputs:
         """Return the features of the captions; equal captions are encoded once."""
@@ -81,10 +86,7 @@ class Infinity(nn.Module):
     def step(self, state: InfinityState, drawn: Int[Tensor, "B u"] | None) -> Float[Tensor, "B v 2"]:
         """Return guided logits of the next scale, given the bits of the previous one (None for the first scale)."""
         scale, codes = state.scale, None
-        if scale == len(self.units):
-            raise ValueError(f"step: all {scale} scales are drawn; call start for a new image")
-        if (drawn is None) != (scale == 0):
-            raise ValueError(f"drawn: give None at the first scale and the drawn bits after it (scale {scale})")
+        check_step(scale, len(self.units), drawn, "scale", "bits")
         if drawn is not None:
             state.features = state.features + self.tokenizer.upsample(scale - 1, drawn)
             codes = self.tokenizer.downsample(scale, state.features)
@@ -150,9 +152,7 @@ class Infinity(nn.Module):
 
     def _captions(self, inputs: Inputs | Request, strengths: tuple[float, ...] | None) -> Captions:
         """Return what the network reads; with guidance, all rows a second time without condition."""
-        asked = inputs_of(inputs)
-        if not isinstance(asked, TextInputs):
-            raise UserError(f"inputs: this model reads captions, not {type(asked).__name__}")
+        asked = caption_inputs(inputs, TextInputs)
         text, longest = asked.captions, self.config.num_caption_tokens
         if text.features.shape[1] > longest or text.features.shape[2] != self.config.caption_width:
             raise UserError(

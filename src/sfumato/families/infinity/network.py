@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.families.infinity.schedules import Scales
-from sfumato.families.shared import check_sizes
+from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.attention import KeyValueCache, Span, attend
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
@@ -58,8 +58,7 @@ class InfinityConfig:
 
     def __post_init__(self):
         check_sizes(self)
-        if self.width % self.num_heads or self.width // self.num_heads % 4:
-            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 4")
+        check_heads(self, 4)
         if self.width % self.pooling_heads:
             raise UserError(f"width: {self.width} is not a multiple of the {self.pooling_heads} heads of the pooling")
         if self.depth % self.block_chunks:

@@ -8,6 +8,7 @@ from torch import Tensor
 from sfumato.errors import UserError
 from sfumato.families.janus.network import JanusConfig, JanusTransformer
 from sfumato.families.next_token_generator import NextToken
+from sfumato.families.shared import caption_inputs
 from sfumato.families.vq import VQModel
 from sfumato.policy import Card
 from sfumato.request import Inputs, TokenInputs, Words
@@ -48,9 +49,8 @@ class Janus(NextToken):
 
     def rows(self, inputs: Inputs) -> tuple[Int[Tensor, " B"], Bool[Tensor, " B"] | None]:
         """Return the number of each image's prompt, and which images are unconditional."""
-        if not isinstance(inputs, TokenInputs):
-            raise UserError(f"inputs: this model reads captions, not {type(inputs).__name__}")
-        return inputs.rows, inputs.null
+        asked = caption_inputs(inputs, TokenInputs)
+        return asked.rows, asked.null
 
     def condition(
         self, inputs: Inputs, numbers: Int[Tensor, " R"], null: Bool[Tensor, " R"]

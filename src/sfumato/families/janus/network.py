@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_sizes
+from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.linear import Linear
 from sfumato.nn.llama import Block, Llama, rotations
 
@@ -51,10 +51,7 @@ class JanusConfig:
 
     def __post_init__(self):
         check_sizes(self, may_be_zero=("num_reasoning_tokens",))
-        if self.width % self.num_heads or self.width // self.num_heads % 2:
-            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 2")
-        if self.num_heads % self.kv_heads:
-            raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        check_heads(self, 2)
         if self.num_reasoning_tokens and self.end_token >= self.text_vocab_size:
             raise UserError(f"end_token: {self.end_token} is not below the vocabulary size {self.text_vocab_size}")
 

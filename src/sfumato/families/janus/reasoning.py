@@ -18,9 +18,10 @@ from sfumato.errors import UserError
 from sfumato.families.janus.generator import PROMPT, Janus
 from sfumato.families.janus.network import JanusConfig, JanusTransformer
 from sfumato.families.next_token_generator import NextTokenState
+from sfumato.families.shared import caption_inputs, with_parts
 from sfumato.families.vq import VQModel
 from sfumato.policy import Card, Reduction
-from sfumato.request import Index, Inputs, Request, TokenInputs, Words, inputs_of
+from sfumato.request import Index, Inputs, Request, TokenInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.prompt_reader import PromptReader
 
@@ -144,13 +145,11 @@ class ReasoningJanus(nn.Module):
 
     def with_network(self, network: nn.Module) -> "ReasoningJanus":
         """Return a copy of this generator with another network; everything else is shared."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "painter": self.painter.with_network(network)}
-        return twin
+        return with_parts(self, painter=self.painter.with_network(network))
 
     def start(self, inputs: Inputs | Request, settings: Settings = PLAIN) -> ReasoningState:
         """Return a new decoding state."""
-        asked = self._asked(inputs)
+        asked = caption_inputs(inputs, ReasoningInputs)
         text = asked.text.ids.new_zeros(len(asked), self.length)
         return ReasoningState(
             inputs=asked,
@@ -203,7 +202,7 @@ class ReasoningJanus(nn.Module):
                 f"num_reasoning_tokens: a text and an image have {len(self.units)} tokens, but {tokens.shape[1]} are "
                 "given; load the model with the length of these texts"
             )
-        asked, text, image = self._asked(inputs), tokens[:, : self.length], tokens[:, self.length :]
+        asked, text, image = caption_inputs(inputs, ReasoningInputs), tokens[:, : self.length], tokens[:, self.length :]
         drawn = self.drawn_text(text)
         spare = int((~drawn).sum(1).min())  # padding at the end of all texts is not computed
         count = self.length - spare
@@ -273,13 +272,6 @@ class ReasoningJanus(nn.Module):
             UserError: always.
         """
         raise UserError("data: this model writes a text before each image, and images have none; use janus-pro-1b")
-
-    def _asked(self, inputs: Inputs | Request) -> ReasoningInputs:
-        """Return the inputs of a request, if they are those of this model."""
-        asked = inputs_of(inputs)
-        if not isinstance(asked, ReasoningInputs):
-            raise UserError(f"inputs: this model reads captions, not {type(asked).__name__}")
-        return asked
 
     def _image_settings(self, settings: Settings) -> Settings:
         """Return the guidance of the image."""

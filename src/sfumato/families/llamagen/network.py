@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_sizes
+from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.linear import Linear
 from sfumato.nn.llama import Block, Llama
 
@@ -49,10 +49,7 @@ class LlamaGenConfig:
 
     def __post_init__(self):
         check_sizes(self, may_be_zero=("num_classes", "caption_width", "num_caption_tokens", "num_kv_heads"))
-        if self.width % self.num_heads or self.width // self.num_heads % 4:
-            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 4")
-        if self.num_heads % self.kv_heads:
-            raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        check_heads(self, 4)
         if bool(self.num_classes) == bool(self.caption_width):
             raise UserError(
                 f"num_classes: {self.num_classes} with caption_width {self.caption_width}; give one and set the other 0"

@@ -10,7 +10,7 @@ from sfumato.families.next_token_generator import NextToken
 from sfumato.families.simplear.network import NEGATIVES, PROMPTS, SimpleARConfig, SimpleARTransformer
 from sfumato.families.simplear.tokenizer import CosmosTokenizer
 from sfumato.policy import Card
-from sfumato.request import Inputs, Request, TokenInputs, Words
+from sfumato.request import Inputs, Request, TokenInputs, Words, inputs_of
 from sfumato.text.prompt_reader import PromptReader
 
 PADDING = "<|endoftext|>"
@@ -59,7 +59,7 @@ class SimpleAR(NextToken):
     ) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
         """Return numbers of prompts, and which rows are unconditional; these have the negative prompt."""
         numbers, null = super().rows_with_guidance(inputs, strengths)
-        asked = inputs.inputs if isinstance(inputs, Request) else inputs
+        asked = inputs_of(inputs)
         assert isinstance(asked, TokenInputs)
         assert asked.null_row is not None
         return numbers.masked_fill(null, asked.null_row), null

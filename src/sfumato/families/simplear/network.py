@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_sizes
+from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.linear import Linear
 from sfumato.nn.llama import Block, Llama, rotations
 
@@ -67,10 +67,7 @@ class SimpleARConfig:
 
     def __post_init__(self):
         check_sizes(self)
-        if self.width % self.num_heads or self.width // self.num_heads % 2:
-            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 2")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
+        check_heads(self, 2)
         if self.prompt not in PROMPTS:
             raise UserError(f"prompt: {self.prompt!r} is unknown; give {', '.join(PROMPTS)}")
 

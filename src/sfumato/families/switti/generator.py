@@ -1,6 +1,5 @@
 """Switti as a generator: guided logits from captions and drawn scales, and images (Voronov et al., 2024)."""
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,12 +7,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_size, check_tokens, keep_nucleus, keep_top_k, ramped_guidance
+from sfumato.families.shared import (
+    caption_inputs,
+    check_size,
+    check_step,
+    check_tokens,
+    keep_nucleus,
+    keep_top_k,
+    ramped_guidance,
+    with_parts,
+)
 from sfumato.families.switti.network import BlockCache, SwittiConfig, SwittiTransformer, Text
 from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
 from sfumato.policy import Card, Reduction
-from sfumato.request import Request, TextInputs, Words, inputs_of
+from sfumato.request import Request, TextInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader
 
@@ -59,9 +67,7 @@ class Switti(nn.Module):
 
     def with_network(self, network: nn.Module) -> "Switti":
         """Return a copy of this generator with another network; everything else is shared."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "network": network}
-        return twin
+        return with_parts(self, network=network)
 
     def inputs(self, words: Words) -> TextInputs:
         """Return the features of the captions and of the empty caption; equal captions are encoded once."""
@@ -89,10 +95,7 @@ class Switti(nn.Module):
         (B, u, V), whose mean codes are used; None for the first scale.
         """
         quantizer, scale, codes, batch = self.tokenizer.quantizer, state.scale, None, len(state.features)
-        if scale == len(self.units):
-            raise ValueError(f"step: all {scale} scales are drawn; call start for a new image")
-        if (drawn is None) != (scale == 0):
-            raise ValueError(f"drawn: give None at the first scale and the drawn tokens after it (scale {scale})")
+        check_step(scale, len(self.units), drawn, "scale", "tokens")
         if scale and scale == len(state.strengths):
             state.text = state.text[:batch]
             for cache in state.caches:
@@ -159,9 +162,7 @@ class Switti(nn.Module):
 
     def _text(self, inputs: TextInputs | Request, guided: bool) -> Text:
         """Return what the network reads of the captions; with guidance, followed by as many empty captions."""
-        asked = inputs_of(inputs)
-        if not isinstance(asked, TextInputs):
-            raise UserError(f"inputs: this model reads captions, not {type(asked).__name__}")
+        asked = caption_inputs(inputs, TextInputs)
         table, rows = asked.captions, asked.rows
         if table.features.shape[2] != self.config.caption_width:
             raise UserError(

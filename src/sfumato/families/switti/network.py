@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
-from sfumato.families.shared import check_sizes
+from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.attention import KeyValueCache, Span, attend, causal_spans, separate_spans
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
@@ -59,8 +59,7 @@ class SwittiConfig:
 
     def __post_init__(self):
         check_sizes(self)
-        if self.width % self.num_heads or self.width // self.num_heads % 4:
-            raise UserError(f"num_heads: {self.num_heads} heads must divide the width {self.width} into multiples of 4")
+        check_heads(self, 4)
         if self.crop_condition and self.width % 8:
             raise UserError(f"width: {self.width} is not a multiple of 8, as the crop condition needs; give a multiple")
         if self.pooled_width > self.caption_width:

@@ -1,6 +1,5 @@
 """VAR as a generator: guided logits from labels and drawn scales, and images (Tian et al., 2024)."""
 
-import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,12 +9,14 @@ from torch import Tensor, nn
 
 from sfumato.families.shared import (
     check_size,
+    check_step,
     check_tokens,
     class_inputs,
     keep_nucleus,
     keep_top_k,
     number_classes,
     ramped_guidance,
+    with_parts,
 )
 from sfumato.families.var.network import BlockCache, VARConfig, VARTransformer
 from sfumato.families.vqvae import MultiScaleVQVAE
@@ -62,9 +63,7 @@ class VAR(nn.Module):
 
     def with_network(self, network: nn.Module) -> "VAR":
         """Return a copy of this generator with another network; everything else is shared."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "network": network}
-        return twin
+        return with_parts(self, network=network)
 
     def inputs(self, words: Words) -> ClassInputs:
         """Return the class numbers of these words."""
@@ -89,10 +88,7 @@ class VAR(nn.Module):
         (B, u, V), whose mean codes are used; None for the first scale.
         """
         quantizer, scale, codes = self.tokenizer.quantizer, state.scale, None
-        if scale == len(self.units):
-            raise ValueError(f"step: all {scale} scales are drawn; call start for a new image")
-        if (drawn is None) != (scale == 0):
-            raise ValueError(f"drawn: give None at the first scale and the drawn tokens after it (scale {scale})")
+        check_step(scale, len(self.units), drawn, "scale", "tokens")
         if drawn is not None:
             state.features = state.features + quantizer.upsample(scale - 1, quantizer.embed(drawn))
             codes = quantizer.downsample(scale, state.features).flatten(2).transpose(1, 2)
