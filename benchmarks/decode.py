@@ -29,9 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sfumato.data.imagenet_classes import imagenet_class_names
 from sfumato.engine.memory import keep_freed_memory
 from sfumato.families.llamagen.generator import LlamaGen
-from sfumato.families.llamagen.network import LlamaGenConfig
+from sfumato.families.llamagen.network import Block, LlamaGenConfig
 from sfumato.families.vq import VQConfig, VQModel
-from sfumato.nn.llama import Block
 from sfumato.policy import Card
 from sfumato.request import ClassInputs
 from sfumato.settings import Settings

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_captions, tiny_llamagen, tiny_request
+from tiny import tiny_captions, tiny_janus, tiny_llamagen, tiny_prompts, tiny_request, tiny_simplear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -91,6 +91,19 @@ def test_replayed_steps_draw_the_same(text: bool, interval: int, monkeypatch: py
     assert kinds == 3 + (interval == 3)
     assert recording.recorded == kinds  # none again for later batches
     assert recording.replayed == 3 * 8 - kinds
+
+
+@pytest.mark.parametrize("build", [tiny_janus, tiny_simplear])
+def test_language_models_draw_the_same(build: Callable[[], Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sfumato.families.next_token_generator.key_block", lambda device: 4)
+    policy, recording = Policy(build(), Settings(guidance=2.5, temperature=0.7)), Recording()
+    sampler = GraphedSampler(policy, recording)
+    for first in (0, 3):
+        request, seeds = tiny_prompts([4, 7, 3], negative=True), torch.arange(first, first + 3)
+        plain, replayed = policy.sample(request, seeds), sampler.sample(request, seeds)
+        assert torch.equal(plain.tokens, replayed.tokens)
+        torch.testing.assert_close(replayed.log_probs, plain.log_probs, rtol=0, atol=1e-6)
+    assert recording.replayed == 2 * 8 - recording.recorded
 
 
 def test_another_batch_needs_other_memory(monkeypatch: pytest.MonkeyPatch):

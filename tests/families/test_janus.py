@@ -89,7 +89,7 @@ def test_sampled_log_probabilities_are_the_scored_ones(generator: Janus, setting
 @torch.no_grad()
 def test_each_prompt_is_read_once(generator: Janus):
     read: list[int] = []
-    handle = generator.network.text_embedding.register_forward_hook(lambda _, inputs, out: read.append(len(out)))
+    handle = generator.network.model.embed_tokens.register_forward_hook(lambda _, inputs, out: read.append(len(out)))
     Policy(generator, GUIDED).sample(tiny_prompts(LENGTHS, rows=[1] * 5 + [2]), torch.arange(6))
     handle.remove()
     assert read == [4]
@@ -109,17 +109,17 @@ def test_what_learns(generator: Janus):
     generator = tiny_janus()
     Policy(generator, GUIDED).log_probs(tiny_prompts(LENGTHS), torch.ones(3, 9, dtype=torch.long)).sum().backward()
     learning = {name for name, p in generator.network.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {n for n, _ in generator.network.named_parameters()} - learning == {"text_embedding.weight"}
+    assert {n for n, _ in generator.network.named_parameters()} - learning == {"model.embed_tokens.weight"}
     loaded = golden_janus("gqa").network
-    assert [name for name, p in loaded.named_parameters() if not p.requires_grad] == ["text_embedding.weight"]
+    assert [name for name, p in loaded.named_parameters() if not p.requires_grad] == ["model.embed_tokens.weight"]
 
 
 def test_layers_of_adapters_are_in_blocks(generator: Janus):
     targets = FAMILIES["janus"].lora_targets
     linear = [name for name, module in generator.network.named_modules() if isinstance(module, nn.Linear)]
     chosen = [name for name in linear if name.rpartition(".")[2] in targets]
-    assert chosen == [name for name in linear if name.startswith("blocks.")]
-    assert len(chosen) == 2 * 4
+    assert chosen == [name for name in linear if name.startswith("model.layers.")]
+    assert len(chosen) == 2 * 7
 
 
 def test_prompts(tmp_path: Path):
@@ -253,7 +253,7 @@ def test_parity_with_transformers():
 def test_bad_files():
     whole = weights()
     name = "language_model.model.layers.1.self_attn.k_proj.weight"
-    with bad_input("weights", "keys are missing", "qkv_proj", "unknown"):
+    with bad_input("weights", "1 keys are missing", name):
         read_janus({k: v for k, v in whole.items() if k != name}, num_heads=4, grid_size=4)
     with bad_input("weights", "gen_extra.weight"):
         read_janus({**whole, "gen_extra.weight": torch.zeros(1)}, num_heads=4, grid_size=4)

@@ -114,7 +114,7 @@ def test_image_tokenizer():
 @pytest.mark.parametrize(("name", "settings"), [("", PLAIN), ("_guided5", GUIDED)])
 def test_gradients(variant: str, name: str, settings: Settings):
     golden, generator, meta = janus_data(variant), golden_janus(variant), JANUS_META[variant]
-    frozen = generator.network.text_embedding.weight
+    frozen = generator.network.model.embed_tokens.weight
     assert not frozen.requires_grad
     frozen.requires_grad_(True)
     logits = generator.logits(janus_request(variant), golden["image_tokens"], settings)

@@ -148,10 +148,8 @@ def test_the_text_by_the_network_alone(generator: ReasoningJanus, rollout: Rollo
     ids = asked.text.ids[0][asked.text.mask[0]][None]
     for place in range(int(rollout.parts["text"][0].sum())):
         read = torch.cat([ids, rollout.tokens[:1, :place]], dim=1)
-        x = network.text_embedding(read)
-        for block in network.blocks:
-            x = block(x, network.rotation[: x.shape[1]])
-        log_probs = (network.text_head(network.norm(x[:, -1])) / 0.7).log_softmax(-1)
+        x = network.model(input_ids=read).last_hidden_state
+        log_probs = (network.text_head(x[:, -1]) / 0.7).log_softmax(-1)
         assert log_probs[0, rollout.tokens[0, place]].item() == pytest.approx(
             rollout.log_probs[0, place].item(), abs=1e-4
         )
@@ -182,7 +180,7 @@ def test_what_learns(request_: Request):
     assert not {name.partition(".")[0] for name in names} & image
     policy.log_probs(request_, drawn.tokens).sum().backward()
     learning = {name for name, p in generator.network.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {n for n, _ in generator.network.named_parameters()} - learning == {"text_embedding.weight"}
+    assert {n for n, _ in generator.network.named_parameters()} - learning == {"model.embed_tokens.weight"}
     assert all(p.grad is None or p.grad.isfinite().all() for p in generator.network.parameters())
 
 

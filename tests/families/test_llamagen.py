@@ -13,8 +13,8 @@ from torch import Tensor
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.network import LlamaGenConfig, LlamaGenTransformer
 from sfumato.families.llamagen.published import write_llamagen
+from sfumato.families.next_token_network import causal_mask
 from sfumato.families.vq import VQModel
-from sfumato.nn.llama import causal_mask
 from sfumato.nn.rotary import rotate
 from sfumato.policy import Card, Generator, Policy
 from sfumato.request import CaptionFeatures, ClassInputs, Request, TextInputs, Words

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.families.llamagen.generator import LlamaGen
 from sfumato.families.llamagen.published import _published_llamagen
-from sfumato.nn.llama import causal_mask
+from sfumato.families.next_token_network import causal_mask
 from sfumato.request import CaptionFeatures, Request
 from sfumato.settings import Settings
 

@@ -81,7 +81,7 @@ def test_sampled_log_probabilities_are_the_scored_ones(settings: Settings, tied:
 @torch.no_grad()
 def test_the_negative_prompt_is_read_once(generator: SimpleAR):
     rows: list[int] = []
-    handle = generator.network.text_embedding.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
+    handle = generator.network.model.embed_tokens.register_forward_hook(lambda _, inputs, out: rows.append(len(out)))
     Policy(generator, GUIDED).sample(tiny_prompts(LENGTHS, rows=[1] * 4 + [2, 0], negative=True), torch.arange(6))
     handle.remove()
     assert rows == [4]
@@ -93,14 +93,14 @@ def test_what_learns(tied: bool):
     request, codes = tiny_prompts(LENGTHS[:3], negative=True), torch.ones(3, 9, dtype=torch.long)
     Policy(generator, GUIDED).log_probs(request, codes).sum().backward()
     learning = {name for name, p in generator.network.named_parameters() if p.grad is not None and p.grad.any()}
-    frozen = {"text_embedding.weight"} if tied else {"text_embedding.weight", "text_head.weight"}
+    frozen = {"model.embed_tokens.weight"} if tied else {"model.embed_tokens.weight", "text_head.weight"}
     assert {name for name, _ in generator.network.named_parameters()} - learning == frozen
 
 
 def test_layers_of_adapters_are_in_blocks(generator: SimpleAR):
     linear = [name for name, module in generator.network.named_modules() if isinstance(module, nn.Linear)]
     assert [n for n in linear if n.rpartition(".")[2] in FAMILIES["simplear"].lora_targets] == linear
-    assert len(linear) == 2 * 4
+    assert len(linear) == 2 * 7
 
 
 @pytest.mark.parametrize("prompt", ["inference", "rl", "training"])
@@ -195,7 +195,7 @@ def test_bad_files():
     weights = simplear_data("tied_weights")
     with bad_input("weights", "gen_extra.weight"):
         read({**weights, "gen_extra.weight": torch.zeros(1)})
-    with bad_input("weights", "qkv_proj"):
+    with bad_input("weights", "layers.0.self_attn.k_proj.bias"):
         read({k: v for k, v in weights.items() if k != "model.layers.0.self_attn.k_proj.bias"})
     with bad_input("weights", "'model.embed_tokens.weight'"):
         read(simplear_data("cosmos_weights"))

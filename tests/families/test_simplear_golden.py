@@ -94,7 +94,7 @@ def test_prompts_of_different_lengths_are_as_one_at_a_time():
 def test_gradients(variant: str):
     """Those of the guided distribution over image codes, through both branches; tied weights get those of both uses."""
     golden, generator, meta = simplear_data(variant), golden_simplear(variant), SIMPLEAR_META[variant]
-    generator.network.text_embedding.weight.requires_grad_(True)
+    generator.network.model.embed_tokens.weight.requires_grad_(True)
     logits = generator.logits(simplear_request(variant), golden["codes"], GUIDED)
     loss = F.cross_entropy(logits.flatten(0, 1), golden["codes"].flatten())
     assert loss.item() == pytest.approx(meta["loss_image_cfg6"], abs=2e-4)

@@ -34,6 +34,8 @@ class Release:
     """sampling settings of the authors' own evaluations"""
     class_names: Callable[[], Sequence[str]] = imagenet_class_names
     """function that returns the class names; an empty sequence if the model reads captions"""
+    listed: bool = True
+    """whether messages name it; variants of another release are too many"""
 
     def card(self, family: str) -> Card:
         """Return the metadata of the model."""
@@ -59,6 +61,8 @@ class Family:
     """key of the tensors in published .pth files, by file name without extension; the others are plain state dicts"""
     inspect: Callable[[StateDict], Mapping[str, object]] = lambda state_dict: {}
     """return the facts about a published state dict that distinguish the releases"""
+    check_installed: Callable[[], object] = lambda: None
+    """raise a UserError if a package is missing that the family needs; called before weights are fetched"""
     releases: Mapping[str, Release] = field(default_factory=dict)
     """published checkpoints by name"""
     blocks: Callable[[Any], Sequence[nn.Module]] = lambda network: ()

@@ -101,6 +101,11 @@ def releases() -> dict[str, tuple[Family, Release]]:
     return {name: (family, release) for family in families for name, release in family.releases.items()}
 
 
+def _listed() -> list[str]:
+    """Return the names of the releases that messages list."""
+    return [name for name, (_, release) in releases().items() if release.listed]
+
+
 def bundled_models() -> dict[str, Path]:
     """Return the folders of the bundled generators, by name."""
     root = Path(str(resources.files("sfumato") / "bundled"))
@@ -167,6 +172,7 @@ def load_generator(
     name, published = str(name_or_path), releases()
     if name in published:
         family, release = published[name]
+        family.check_installed()
         source = release.tokenizer_repository or release.repository
         network = read_state_dict(weights or fetch(release.repository, release.weights, "weights"))
         images = network
@@ -177,7 +183,7 @@ def load_generator(
         generator = load_model(locate(name), averaged=True)
     elif weights is not None or tokenizer is not None:
         raise UserError(
-            f"weights: weight files are only for released models ({', '.join(published)}), not for {name!r}; "
+            f"weights: weight files are only for released models ({', '.join(_listed())}), not for {name!r}; "
             f"a run may have {AVERAGE}"
         )
     elif is_path(name):
@@ -267,7 +273,7 @@ def find_model(path: Path) -> Path:
     for candidate in reversed([c / "model" if (c / "model").is_dir() else c for c in candidates]):
         if holds_model(candidate):
             return candidate
-    known = ", ".join([*bundled_models(), *releases()])
+    known = ", ".join([*bundled_models(), *_listed()])
     raise UserError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
 
 

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.next_token_network import NextTokenNetwork
 from sfumato.families.shared import check_size, check_step, keep_nucleus, keep_top_k, with_parts
 from sfumato.nn.attention import KeyValueCache, Slot, key_block
-from sfumato.nn.llama import Llama
 from sfumato.policy import Card, Reduction
 from sfumato.request import Inputs, Request, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
@@ -103,9 +103,9 @@ class NextToken(nn.Module):
     text = False
     """whether the tokens are text that continues the condition, not an image"""
     network: Any
-    """a `Llama`"""
+    """a `NextTokenNetwork`"""
 
-    def __init__(self, network: Llama, tokenizer: Any, card: Card, guidance_interval: int = -1):
+    def __init__(self, network: NextTokenNetwork, tokenizer: Any, card: Card, guidance_interval: int = -1):
         """Put a network and a tokenizer together.
 
         Args:
@@ -162,7 +162,7 @@ class NextToken(nn.Module):
         distinct, place = (2 * numbers + null).unique(return_inverse=True)
         condition, mask = self.condition(inputs_of(inputs), distinct // 2, distinct % 2 == 1)
         length = 1 if mask is None else mask.shape[1]
-        narrow = [KeyValueCache(length) for _ in range(len(self.network.blocks))]
+        narrow = [KeyValueCache(length) for _ in range(self.network.depth)]
         first = self.network(condition, None, mask, caches=narrow, text=self.text)[place]
         block = key_block(place.device)
         total = -(-(length + len(self.units) - 1) // block) * block

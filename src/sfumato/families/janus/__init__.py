@@ -13,6 +13,7 @@ from sfumato.families.janus.network import JanusConfig
 from sfumato.families.janus.published import inspect_janus, read_janus, write_janus, write_port
 from sfumato.families.janus.reasoning import ReasoningJanus, build_janus
 from sfumato.families.janus.releases import RELEASES
+from sfumato.families.language_model import TARGETS, import_transformers
 from sfumato.families.vq import VQConfig, VQModel
 
 
@@ -39,7 +40,8 @@ FAMILY = Family(
     read=read_janus,
     write=write,
     inspect=inspect_janus,
+    check_installed=import_transformers,
     releases=RELEASES,
-    blocks=lambda network: list(network.blocks),
-    lora_targets=("qkv", "proj", "gate_up", "down"),
+    blocks=lambda network: list(network.model.layers),
+    lora_targets=TARGETS,
 )

@@ -31,8 +31,7 @@ class Janus(NextToken):
     tokenizer: VQModel
 
     def __init__(self, config: JanusConfig, tokenizer: VQModel, card: Card | None = None):
-        shape = tokenizer.config
-        network = JanusTransformer(config, shape.grid_size**2, shape.vocab_size)
+        network = JanusTransformer(config, tokenizer.config.vocab_size)
         super().__init__(network, tokenizer, card or Card(family="janus"))
         self.config = config
         self.reader = PromptReader(

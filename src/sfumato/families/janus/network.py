@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.language_model import LanguageModelNetwork
 from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.linear import Linear
-from sfumato.nn.llama import Block, Llama, rotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +55,8 @@ class JanusConfig:
         if self.num_reasoning_tokens and self.end_token >= self.text_vocab_size:
             raise UserError(f"end_token: {self.end_token} is not below the vocabulary size {self.text_vocab_size}")
 
-    @property
-    def kv_heads(self) -> int:
-        """Number of key and value heads."""
-        return self.num_kv_heads or self.num_heads
 
-    @property
-    def head_width(self) -> int:
-        """Width of a head."""
-        return self.width // self.num_heads
-
-
-class JanusTransformer(Llama):
+class JanusTransformer(LanguageModelNetwork):
     """The network: from the prompt and the image tokens so far to the logits of the next image token, or from the
     prompt and the text so far to those of the next text token.
 
@@ -74,44 +64,23 @@ class JanusTransformer(Llama):
     the whole content of an unconditional prompt, is one of them.
     """
 
-    rotation: Tensor
-
-    def __init__(self, config: JanusConfig, num_tokens: int, vocab_size: int):
+    def __init__(self, config: JanusConfig, vocab_size: int):
         """Create a network with initial weights.
 
         Args:
             config: its shape.
-            num_tokens: number of tokens of an image.
             vocab_size: number of image codes.
         """
-        super().__init__()
+        super().__init__("Llama", config)
         self.config = config
         width = config.width
-        self.text_embedding = nn.Embedding(config.text_vocab_size, width).requires_grad_(False)
         self.code_embedding = nn.Embedding(vocab_size, config.code_width)
         self.aligner_in = Linear(config.code_width, width)
         self.aligner_out = Linear(width, width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
         self.head_in = Linear(width, width)
         self.head = Linear(width, vocab_size)
         if config.num_reasoning_tokens:
             self.text_head = Linear(width, config.text_vocab_size, bias=False)
-        longest = config.num_prompt_tokens + config.num_reasoning_tokens + num_tokens - 1
-        table = rotations(longest, config.head_width, config.rope_base)
-        self.register_buffer("rotation", table, persistent=False)
-
-    def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
-        """Return the rotations of the first positions. Padding counts, because attention sees differences only."""
-        return self.rotation[:length]
-
-    def position(self, place: Int[Tensor, "1"], prefix: int) -> Float[Tensor, "1 d2 2"]:
-        """Return the rotation at a place in the sequence."""
-        return self.rotation.index_select(0, place)
-
-    def embed_condition(self, condition: Int[Tensor, "R P"]) -> Float[Tensor, "R P C"]:
-        """Embed the text tokens of prompts."""
-        return self.text_embedding(condition)
 
     def embed_tokens(self, tokens: Int[Tensor, "R N"]) -> Float[Tensor, "R N C"]:
         """Embed image tokens, in the type of the residual stream even under autocast."""

@@ -12,7 +12,7 @@ from sfumato.families.janus.generator import Janus
 from sfumato.families.janus.network import JanusConfig
 from sfumato.families.janus.reasoning import ReasoningJanus, build_janus
 from sfumato.families.published import StateDict, count_of, load_strictly, published_state_dict, rename, shape_of
-from sfumato.families.published_llama import divided, infer_llama_shape, joined, published_block
+from sfumato.families.published_llama import infer_llama_shape
 from sfumato.families.published_vq import infer_vq_config, load_vq, written_vq
 from sfumato.families.vq import VQModel
 from sfumato.policy import Card
@@ -20,8 +20,6 @@ from sfumato.policy import Card
 _LLAMA = "language_model.model."
 _VQ = "gen_vision_model."
 _NAMES = {
-    "text_embedding": "language_model.model.embed_tokens",
-    "norm": "language_model.model.norm",
     "code_embedding": "gen_embed",
     "aligner_in": "gen_aligner.layers.0",
     "aligner_out": "gen_aligner.layers.2",
@@ -124,14 +122,14 @@ def read_janus(
         tokenizer = VQModel(infer_vq_config(vq, grid_size=grid_size, norm_groups=norm_groups))
         generator = build_janus(config, tokenizer, Card(family="janus"))
     load_vq(tokenizer, vq)
-    load_strictly(generator.network, joined(network, config.head_width), _published, "weights")
+    load_strictly(generator.network, network, _published, "weights")
     tokenizer.requires_grad_(False)
     return generator
 
 
 def write_janus(generator: Janus | ReasoningJanus) -> dict[str, Tensor]:
     """Return the state dict with the names of the original code: all parts that draw images."""
-    network = divided(published_state_dict(generator.network, _published), generator.config)
+    network = published_state_dict(generator.network, _published)
     return {**network, **{f"{_VQ}{name}": tensor for name, tensor in written_vq(generator.tokenizer).items()}}
 
 
@@ -161,6 +159,4 @@ def _original(state_dict: StateDict) -> StateDict:
 
 def _published(name: str) -> tuple[str, ...]:
     module, _, kind = name.rpartition(".")
-    if module in _NAMES:
-        return (f"{_NAMES[module]}.{kind}",)
-    return tuple(f"{_LLAMA}{part}" for part in published_block(name))
+    return (f"{_NAMES[module]}.{kind}",) if module in _NAMES else (f"language_model.{name}",)

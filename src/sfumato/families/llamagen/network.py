@@ -4,17 +4,21 @@ The condition comes first, as one class token or as the tokens of a caption padd
 raster order. The model is exactly as published, so that released weights load.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.next_token_network import NextTokenNetwork
 from sfumato.families.shared import check_heads, check_sizes
+from sfumato.nn.attention import KeyValueCache, Slot
 from sfumato.nn.linear import Linear
-from sfumato.nn.llama import Block, Llama
+from sfumato.nn.rotary import rotate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,72 @@ class LlamaGenConfig:
         return self.width // self.num_heads
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary positions; keys and values may be shared by groups of heads."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.heads, self.head_width = (config.num_heads, config.kv_heads), config.head_width
+        self.qkv = Linear(config.width, (config.num_heads + 2 * config.kv_heads) * config.head_width, bias=False)
+        self.proj = Linear(config.width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "R T C"],
+        rotation: Float[Tensor, "T d2 2"],
+        mask: Bool[Tensor, "R 1 T N"] | None,
+        cache: KeyValueCache | None,
+        slot: Slot | None,
+    ) -> Float[Tensor, "R T C"]:
+        num_heads, kv_heads = self.heads
+        heads = self.qkv(x).unflatten(2, (num_heads + 2 * kv_heads, -1))
+        placed, value = heads.split((num_heads + kv_heads, kv_heads), dim=2)
+        query, key = rotate(placed, rotation).transpose(1, 2).split(self.heads, dim=1)
+        value = value.transpose(1, 2)
+        if self.head_width % 8 and cache is not None and x.device.type != "cpu":
+            # Fused kernels need a multiple of 8, and would pad all keys again for each token (width 100 of the 3B).
+            query, key, value = (F.pad(part, (0, -self.head_width % 8)) for part in (query, key, value))
+        if slot is not None:
+            assert cache is not None
+            (key, value), mask = cache.put(key, value, slot), slot.mask
+        elif cache is not None:
+            cache.append(key, value)
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and x.shape[1] > 1,
+            scale=self.head_width**-0.5,
+            enable_gqa=num_heads != kv_heads,
+        )
+        return self.proj(out[..., : self.head_width].transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Transformer block: attention and a gated feed-forward network (SwiGLU), each after an RMS norm."""
+
+    def __init__(self, config: LlamaGenConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.gate_up = Linear(config.width, 2 * config.feed_forward_width, bias=False)
+        self.down = Linear(config.feed_forward_width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "R T C"],
+        rotation: Tensor,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        slot: Slot | None = None,
+    ) -> Float[Tensor, "R T C"]:
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, slot)
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
 def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor, "N d2 2"]:
     """Return cosines and sines of the two-dimensional rotary embedding.
 
@@ -80,7 +150,7 @@ def rotation_table(grid_size: int, head_width: int, base: float) -> Float[Tensor
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-class LlamaGenTransformer(Llama):
+class LlamaGenTransformer(NextTokenNetwork):
     """The network: from the condition and the image tokens so far to the logits of the next token."""
 
     rotation: Tensor
@@ -88,7 +158,7 @@ class LlamaGenTransformer(Llama):
 
     def __init__(self, config: LlamaGenConfig, grid_size: int, vocab_size: int):
         super().__init__()
-        self.config = config
+        self.config, self.depth = config, config.depth
         width = config.width
         if config.caption_width:
             self.caption_in = Linear(config.caption_width, width, bias=False)
@@ -112,16 +182,37 @@ class LlamaGenTransformer(Llama):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.weight)
 
+    @property
+    def last_norm(self) -> Any:
+        """The RMS norm after the blocks."""
+        return self.norm
+
+    def run_blocks(
+        self,
+        x: Float[Tensor, "R T C"],
+        prefix: int,
+        mask: Bool[Tensor, "R 1 T T"] | None,
+        caches: Sequence[KeyValueCache] | None,
+        slot: Slot | None,
+    ) -> Float[Tensor, "R T C"]:
+        """Run all blocks; see `NextTokenNetwork`."""
+        if slot is None:
+            rotation = self.positions(prefix, x.shape[1])
+        else:
+            assert caches is not None
+            # The image starts at the origin; it follows the condition, which is what `caches` were filled with.
+            rotation = self.rotation.index_select(0, slot.position - caches[0].length)
+        for block, cache in zip(self.blocks, caches or [None] * self.depth, strict=True):
+            x = block(x, rotation, mask, cache, slot)
+        return x
+
     def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
-        """Return the condition's rotations, zero as published (not the identity), followed by those of the image."""
+        """Return the rotations of the first positions: those of the condition, zero as published (not the identity),
+        followed by those of the image."""
         condition = self.rotation.new_zeros(prefix, *self.rotation.shape[1:])
         if self.config.condition_at_origin:
             condition[..., 0] = 1.0
         return torch.cat([condition, self.rotation])[:length]
-
-    def position(self, place: Int[Tensor, "1"], prefix: int) -> Float[Tensor, "1 d2 2"]:
-        """Return the rotation of an image token; the image starts at the origin."""
-        return self.rotation.index_select(0, place - prefix)
 
     def embed_condition(self, condition: Int[Tensor, " R"] | Float[Tensor, "R P W"]) -> Float[Tensor, "R P C"]:
         """Embed classes as one token, or captions as many, in the type of the residual stream even under autocast."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sfumato.families.family import Family
 from sfumato.families.folder import shape_from
+from sfumato.families.language_model import TARGETS, import_transformers
 from sfumato.families.simplear.generator import SimpleAR
 from sfumato.families.simplear.network import SimpleARConfig
 from sfumato.families.simplear.published import inspect_simplear, read_simplear, write_simplear
@@ -38,7 +39,8 @@ FAMILY = Family(
     read=read_simplear,
     write=write,
     inspect=inspect_simplear,
+    check_installed=import_transformers,
     releases=RELEASES,
-    blocks=lambda network: list(network.blocks),
-    lora_targets=("qkv", "proj", "gate_up", "down"),
+    blocks=lambda network: list(network.model.layers),
+    lora_targets=TARGETS,
 )

@@ -27,8 +27,7 @@ class SimpleAR(NextToken):
     tokenizer: CosmosTokenizer
 
     def __init__(self, config: SimpleARConfig, tokenizer: CosmosTokenizer, card: Card | None = None):
-        shape = tokenizer.config
-        network = SimpleARTransformer(config, shape.grid_size**2, shape.vocab_size)
+        network = SimpleARTransformer(config, tokenizer.config.vocab_size)
         super().__init__(network, tokenizer, card or Card(family="simplear"))
         self.config = config
         self.reader = PromptReader(

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
+from sfumato.families.language_model import LanguageModelNetwork
 from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.linear import Linear
-from sfumato.nn.llama import Block, Llama, rotations
 
 OPENINGS = (
     "A detailed digital painting of ", "A highly realistic image of ", "An abstract representation of ",
@@ -71,16 +71,6 @@ class SimpleARConfig:
         if self.prompt not in PROMPTS:
             raise UserError(f"prompt: {self.prompt!r} is unknown; give {', '.join(PROMPTS)}")
 
-    @property
-    def kv_heads(self) -> int:
-        """Number of key and value heads."""
-        return self.num_kv_heads
-
-    @property
-    def head_width(self) -> int:
-        """Width of a head."""
-        return self.width // self.num_heads
-
 
 class CodeTable(nn.Embedding):
     """The embedding of image codes, which is the head as well if both are tied."""
@@ -90,48 +80,28 @@ class CodeTable(nn.Embedding):
         return F.linear(input, self.weight) if input.is_floating_point() else super().forward(input)
 
 
-class SimpleARTransformer(Llama):
+class SimpleARTransformer(LanguageModelNetwork):
     """The network: from the prompt and the image codes so far to the logits of the next image code.
 
     The text embedding is frozen: images are drawn from a few of its rows only.
     """
 
-    rotation: Tensor
-
-    def __init__(self, config: SimpleARConfig, num_tokens: int, vocab_size: int):
+    def __init__(self, config: SimpleARConfig, vocab_size: int):
         """Create a network with initial weights.
 
         Args:
             config: its shape.
-            num_tokens: number of tokens of an image.
             vocab_size: number of image codes.
         """
-        super().__init__()
+        super().__init__("Qwen2", config)
         self.config = config
         width = config.width
-        self.text_embedding = nn.Embedding(config.text_vocab_size, width).requires_grad_(False)
         self.code_embedding = CodeTable(vocab_size, width)
-        self.blocks = nn.ModuleList(Block(config, qkv_bias=True) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(width, eps=config.norm_eps)
         if not config.tied:
             # Images need no scores of text tokens; the rows are kept so that exports are complete.
             self.text_head = nn.Embedding(config.text_vocab_size, width).requires_grad_(False)
             self.head = Linear(width, vocab_size, bias=False)
-        table = rotations(config.num_prompt_tokens + num_tokens - 1, config.head_width, config.rope_base)
-        self.register_buffer("rotation", table, persistent=False)
         nn.init.normal_(self.code_embedding.weight, std=0.02)
-
-    def positions(self, prefix: int, length: int) -> Float[Tensor, "T d2 2"]:
-        """Return the rotations of the first positions. Padding counts, because attention sees differences only."""
-        return self.rotation[:length]
-
-    def position(self, place: Int[Tensor, "1"], prefix: int) -> Float[Tensor, "1 d2 2"]:
-        """Return the rotation at a place in the sequence."""
-        return self.rotation.index_select(0, place)
-
-    def embed_condition(self, condition: Int[Tensor, "R P"]) -> Float[Tensor, "R P C"]:
-        """Embed the text tokens of prompts."""
-        return self.text_embedding(condition)
 
     def embed_tokens(self, tokens: Int[Tensor, "R N"]) -> Float[Tensor, "R N C"]:
         """Embed image codes."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.families.published import StateDict, count_of, load_strictly, published_state_dict, shape_of
-from sfumato.families.published_llama import divided, infer_llama_shape, joined, published_block
+from sfumato.families.published import StateDict, count_of, load_strictly, shape_of
+from sfumato.families.published_llama import infer_llama_shape
 from sfumato.families.simplear.cosmos import infer_cosmos_config, load_cosmos
 from sfumato.families.simplear.generator import SimpleAR
 from sfumato.families.simplear.network import SimpleARConfig
@@ -66,8 +66,7 @@ def read_simplear(
         )
     network, tied = dict(state_dict), _tied(state_dict)
     head = network.pop(_HEAD, network[_EMBEDDING])
-    embedding = network.pop(_EMBEDDING)
-    network["text_embedding.weight"], network["code_embedding.weight"] = embedding.split([size - codes, codes])
+    network[_EMBEDDING], network["code_embedding.weight"] = network[_EMBEDDING].split([size - codes, codes])
     if not tied:
         network["text_head.weight"], network["head.weight"] = head.split([size - codes, codes])
     config = SimpleARConfig(
@@ -83,7 +82,7 @@ def read_simplear(
     with torch.device("meta"):
         generator = SimpleAR(config, tokenizer, Card(family="simplear"))
     load_cosmos(tokenizer, tokenizer_state_dict)
-    load_strictly(generator.network, joined(network, config.head_width), _published, "weights")
+    load_strictly(generator.network, network, lambda name: (name,), "weights")
     tokenizer.requires_grad_(False)
     return generator
 
@@ -93,9 +92,8 @@ def write_simplear(generator: SimpleAR) -> dict[str, Tensor]:
 
     The tokenizer is NVIDIA's, and frozen: it stays as it is.
     """
-    tensors = divided(published_state_dict(generator.network, _published), generator.config)
-    text, codes = tensors.pop("text_embedding.weight"), tensors.pop("code_embedding.weight")
-    tensors[_EMBEDDING] = torch.cat([text, codes])
+    tensors = dict(generator.network.state_dict())
+    tensors[_EMBEDDING] = torch.cat([tensors[_EMBEDDING], tensors.pop("code_embedding.weight")])
     if not generator.config.tied:
         tensors[_HEAD] = torch.cat([tensors.pop("text_head.weight"), tensors.pop("head.weight")])
     return tensors
@@ -112,9 +110,3 @@ def inspect_simplear(state_dict: StateDict) -> dict[str, object]:
 def _tied(state_dict: StateDict) -> bool:
     """Return whether the head is the embedding; a file may contain it twice."""
     return _HEAD not in state_dict or torch.equal(state_dict[_HEAD], state_dict[_EMBEDDING])
-
-
-def _published(name: str) -> tuple[str, ...]:
-    if name.startswith(("blocks.", "norm.")):
-        return tuple(f"model.{part}" for part in published_block(name))
-    return (name,)
