@@ -21,6 +21,7 @@ def manifests(name: str) -> tuple[str, str]:
         pixels = name.rpartition("-")[2]
         return f"switti_{pixels}", f"switti_vqvae_{pixels}"
     if name.startswith("infinity"):
+        name = "-".join(name.split("-")[:3])
         return {
             "infinity-125m-256": ("infinity_layer12_125M_d16", "infinity_vae_d16"),
             "infinity-2b-1024": ("infinity_2b_d32", "infinity_vae_d32"),
@@ -44,7 +45,12 @@ def shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", [name for name in releases() if not name.startswith("simplear")])
+RATIOS = ("infinity-125m-256-0.333", "infinity-2b-1024-0.75", "infinity-8b-512-1.5")
+"""Some of the 56 releases for other aspect ratios."""
+NAMES = [name for name, (_, release) in releases().items() if release.listed and not name.startswith("simplear")]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *RATIOS])
 def test_shape_of_a_release(name: str):
     family, release = releases()[name]
     loaded = build_release(name, family, release, *map(published, manifests(name)))
@@ -57,3 +63,16 @@ def test_shape_of_a_release(name: str):
         if part in release.shape:  # a class-conditional LlamaGen has no captions, whose maximum length is arbitrary
             differing = {k for k, v in described.items() if family.describe(built)[part][k] != v}
             assert differing <= {"num_caption_tokens", "num_kv_heads"}
+
+
+def test_aspect_ratios_of_infinity():
+    """Each model draws all 15 published aspect ratios: the same files, other maps."""
+    infinity = {name: release for name, (_, release) in releases().items() if name.startswith("infinity-2b-1024")}
+    assert len(infinity) == 15
+    assert [name for name, release in infinity.items() if release.listed] == ["infinity-2b-1024"]
+    wide, square = infinity["infinity-2b-1024-0.75"], infinity["infinity-2b-1024"]
+    assert (wide.weights, wide.tokenizer, wide.facts) == (square.weights, square.tokenizer, square.facts)
+    assert wide.needed["rotary_grid"] == wide.needed["scales"][-1] == (54, 72)  # 864 × 1152 pixels
+    assert square.needed["rotary_grid"] == (64, 64)
+    small = releases()["infinity-125m-256-0.75"][1].needed
+    assert (len(small["scales"]), small["scales"][-1], small["rotary_grid"]) == (7, (15, 20), (54, 72))

@@ -1,10 +1,10 @@
-"""Infinity's published checkpoints."""
+"""Infinity's published checkpoints, for each of their aspect ratios."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from sfumato.families.family import Release
-from sfumato.families.infinity.schedules import schedule
+from sfumato.families.infinity.schedules import SCHEDULES, schedule
 from sfumato.settings import Settings
 
 _SIZES: dict[str, dict[str, int]] = {
@@ -18,29 +18,51 @@ _PATCHED = {"latent_channels": 14, "channel_multipliers": (1, 2, 4, 4), "token_p
 _SMALL, _LARGE = Settings(guidance=4.0, temperature=0.5, top_p=0.97), Settings(guidance=3.0, top_p=0.97)
 
 
-def _release(size: str, scales: int, files: tuple[str, str], tokenizer: Mapping[str, Any], own: Settings) -> Release:
-    shape, sizes = _SIZES[size], schedule("1.0", scales)
+_PATCHED_FILE = "infinity_vae_d56_f8_14_patchify.pth"
+
+
+def _release(
+    size: str, scales: int, files: tuple[str, str], tokenizer: Mapping[str, Any], own: Settings, ratio: str
+) -> Release:
+    shape, sizes, rotary_grid = _SIZES[size], schedule(ratio, scales), schedule(ratio)[-1]
     bits = tokenizer["latent_channels"] * tokenizer.get("token_patch", 1) ** 2
     return Release(
         repository="FoundationVision/Infinity",
         weights=files[0],
         tokenizer=files[1],
-        needed={"num_heads": shape["num_heads"], "scales": sizes, "rotary_grid": (64, 64)},
+        needed={"num_heads": shape["num_heads"], "scales": sizes, "rotary_grid": rotary_grid},
         facts={"depth": shape["depth"], "width": shape["width"], "bits": bits},
-        shape={"transformer": shape, "tokenizer": {"scales": sizes, **tokenizer}},
+        shape={
+            "transformer": {**shape, "rotary_grid": rotary_grid},
+            "tokenizer": {"scales": sizes, **tokenizer},
+        },
         settings=own,
         class_names=tuple,
+        listed=ratio == "1.0",
     )
 
 
-_PATCHED_FILE = "infinity_vae_d56_f8_14_patchify.pth"
+def _releases(ratio: str) -> dict[str, Release]:
+    """Return the published models as they draw images of this height over width."""
+    d16, d32 = {"latent_channels": 16}, {"latent_channels": 32}
+    return {
+        "infinity-125m-256": _release(
+            "125m", 7, ("infinity_125M_256x256.pth", "infinity_vae_d16.pth"), d16, _SMALL, ratio
+        ),
+        "infinity-2b-1024": _release("2b", 13, ("infinity_2b_reg.pth", "infinity_vae_d32reg.pth"), d32, _SMALL, ratio),
+        "infinity-8b-512": _release("8b", 10, ("infinity_8b_512x512_weights/", _PATCHED_FILE), _PATCHED, _LARGE, ratio),
+        "infinity-8b-1024": _release("8b", 13, ("infinity_8b_weights/", _PATCHED_FILE), _PATCHED, _LARGE, ratio),
+    }
+
+
 RELEASES = {
-    "infinity-125m-256": _release(
-        "125m", 7, ("infinity_125M_256x256.pth", "infinity_vae_d16.pth"), {"latent_channels": 16}, _SMALL
-    ),
-    "infinity-2b-1024": _release(
-        "2b", 13, ("infinity_2b_reg.pth", "infinity_vae_d32reg.pth"), {"latent_channels": 32}, _SMALL
-    ),
-    "infinity-8b-512": _release("8b", 10, ("infinity_8b_512x512_weights/", _PATCHED_FILE), _PATCHED, _LARGE),
-    "infinity-8b-1024": _release("8b", 13, ("infinity_8b_weights/", _PATCHED_FILE), _PATCHED, _LARGE),
+    **_releases("1.0"),
+    **{
+        f"{name}-{ratio}": release
+        for ratio in SCHEDULES
+        if ratio != "1.0"
+        for name, release in _releases(ratio).items()
+    },
 }
+"""Square images by the name of the model; those of other aspect ratios have height over width at the end of the name,
+such as `infinity-2b-1024-0.75`. The files are the same: no weight depends on the size."""
