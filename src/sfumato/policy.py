@@ -141,6 +141,18 @@ class ScoresPrefixes(Protocol):
 
 
 @runtime_checkable
+class DecodesPrefixes(Protocol):
+    """A generator whose first units alone decode to an image, a coarse one: a preview."""
+
+    decodes_prefixes: bool
+    """True"""
+
+    def decode(self, tokens: Int[Tensor, "B L"], count: int | None = None, /) -> Float[Tensor, "B 3 H W"]:
+        """Decode the tokens of the first `count` units, or of all, to images in [0, 1]."""
+        ...
+
+
+@runtime_checkable
 class Forks(Protocol):
     """A generator whose decoding state can be copied, so that images share the work of their first units."""
 
@@ -222,7 +234,9 @@ class Policy:
 
     @torch.no_grad()
     @sdpa_kernel(DECODING_KERNELS)
-    def sample(self, request: Request, seeds: Integer[Tensor, " B"], fork: Fork | None = None) -> Rollout:
+    def sample(
+        self, request: Request, seeds: Integer[Tensor, " B"], fork: Fork | None = None, count: int | None = None
+    ) -> Rollout:
         """Sample one image per request, as tokens.
 
         Args:
@@ -231,6 +245,7 @@ class Policy:
                 images in the batch make no difference.
             fork: if given, adjacent images share their first units, whose draws are those of the first one's seed. They
                 must have the same request, and the generator `Forks`.
+            count: number of units to draw; None for all. They are the first units of the images that the seeds give.
 
         Returns:
             The tokens, with log-probabilities and entropies of the distribution they were drawn from (after
@@ -241,19 +256,21 @@ class Policy:
         copies = fork.continuations if fork else 1  # of what is drawn so far
         state = generator.start(request[::copies].inputs.to(device), self.settings)
         parts: list[tuple[Tensor, ...]] = []
-        for unit, unit_uniforms in enumerate(uniforms.split(generator.units, dim=1)):
+        for unit, unit_uniforms in enumerate(uniforms.split(generator.units, dim=1)[:count]):
             if fork and unit == fork.unit:
                 assert isinstance(generator, Forks)
                 state, parts, copies = generator.fork(state, copies), [repeated(part, copies) for part in parts], 1
             drawn = parts[-1][0] if parts else None
             parts.append(self.choose(generator.step(state, drawn), unit, unit_uniforms[::copies]))
         tokens, log_probs, entropy = (torch.cat(units, dim=1) for units in zip(*parts, strict=True))
+        units = tuple(generator.units)
         return Rollout(
             request=request,
             tokens=tokens,
             log_probs=log_probs,
             entropy=entropy,
-            units=tuple(generator.units),
+            units=units[:count],
+            whole_units=units if units[:count] != units else (),
             parts=generator.parts(tokens) if isinstance(generator, HasParts) else {},
         )
 
@@ -329,9 +346,16 @@ class Policy:
         return self._score(request, tokens, lambda logits, span: entropy_of(logits.log_softmax(-1)))
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode tokens to images in [0, 1]."""
-        return self.generator.decode(tokens)
+    def decode(self, tokens: Int[Tensor, "B L"], count: int | None = None) -> Float[Tensor, "B 3 H W"]:
+        """Decode tokens to images in [0, 1].
+
+        Args:
+            tokens: tokens of B images.
+            count: number of units that the tokens are, if they are the first ones only; the generator then
+                `DecodesPrefixes`.
+        """
+        generator: Any = self.generator
+        return generator.decode(tokens) if count is None else generator.decode(tokens, count)
 
     def texts(self, tokens: Int[Tensor, "B L"]) -> tuple[str, ...]:
         """Return the text that the model wrote before each image; empty for a model that writes none."""

@@ -1,5 +1,6 @@
 """Objectives that learn from the first units only."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ from errors import bad_input
 from golden_data import golden_llamagen, golden_var, llamagen_request
 from rich.console import Console
 from run_folders import metrics_of
-from tiny import tiny_config, tiny_llamagen, tiny_request, tiny_var, trainer_of
+from tiny import tiny_config, tiny_infinity, tiny_llamagen, tiny_request, tiny_switti, tiny_var, trainer_of
 
 from sfumato.errors import UserError
 from sfumato.families import load_generator
 from sfumato.families.library import save_model
 from sfumato.objectives import GRPO, PrefixGRPO
 from sfumato.policy import Policy
+from sfumato.rewards.pixels import brightness
 from sfumato.rollout import Batch
 from sfumato.settings import Settings
 from sfumato.testing import class_request
-from sfumato.training.train import prefix_probabilities, train
+from sfumato.training.train import prefix_probabilities, preview_of, train
 
 SETTINGS = [Settings(temperature=0.7), Settings(guidance=1.5, temperature=0.7), Settings(guidance=2.0, top_k=5)]
 
@@ -130,3 +132,58 @@ def test_units_that_a_model_does_not_have():
     bigram = load_generator(f"{Path(__file__).parents[2]}/examples/bigram.py:build")
     with bad_input("objective", "bigram", "whole images"):
         prefix_probabilities(PrefixGRPO(units=1), bigram)
+
+
+def test_a_preview_is_drawn_decoded_and_scored_alone(tmp_path: Path):
+    """The first scales are those of whole images, and the rewards those of what they alone decode to."""
+    save_model(tmp_path / "model", tiny_var())
+    request = tiny_request([0] * 4 + [2] * 4)
+    config = tiny_config(tmp_path / "model", objective=PrefixGRPO(units=1, preview=True))
+    trainer = trainer_of(config)
+    generator: Any = trainer.engine.policy.generator
+    units, step = generator.units, generator.step
+    steps: list[int] = []
+    generator.step = lambda state, drawn: (steps.append(state.scale), step(state, drawn))[1]
+    batch, _ = trainer.collect(request)
+    assert set(steps) == {0}  # the other scale is not drawn
+    assert (batch.rollout.units, batch.rollout.whole_units) == (units[:1], units)
+    whole, _ = trainer_of(tiny_config(tmp_path / "model", objective=PrefixGRPO(units=1))).collect(request)
+    assert torch.equal(batch.rollout.tokens, whole.rollout.tokens)
+    assert torch.equal(batch.rollout.log_probs, whole.rollout.log_probs)
+    tokenizer = generator.tokenizer
+    features = tokenizer.quantizer.upsample(0, tokenizer.quantizer.embed(batch.rollout.tokens))
+    torch.testing.assert_close(batch.rewards, brightness(tokenizer.reconstruct(features), request.words))
+    assert (batch.rewards - whole.rewards).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("build", [lambda: golden_var("a"), tiny_switti, lambda: tiny_infinity(words=True)])
+@torch.no_grad()
+def test_previews_of_next_scale_families(build: Callable[[], Any]):
+    """The image of all scales is the image. A preview is that of an image whose other scales add nothing."""
+    generator = build()
+    units, count = generator.units, len(generator.units)
+    tokens = torch.randint(2, (2, sum(units)), generator=torch.Generator().manual_seed(0))
+    policy = Policy(generator)
+    image = policy.decode(tokens)
+    assert torch.equal(policy.decode(tokens, count), image)
+    first = tokens[:, : sum(units[:-1])]
+    preview = policy.decode(first, count - 1)
+    assert preview.shape == image.shape
+    assert (preview - image).abs().max() > 1e-4
+    tokenizer = generator.tokenizer
+    last = tokenizer.quantizer if hasattr(tokenizer, "quantizer") else tokenizer
+    last.upsample = upsample_but(last.upsample, count - 1)
+    torch.testing.assert_close(policy.decode(tokens), preview, rtol=0, atol=1e-6)
+
+
+def upsample_but(upsample: Callable[..., torch.Tensor], without: int) -> Callable[..., torch.Tensor]:
+    return lambda scale, codes: upsample(scale, codes) * (scale != without)
+
+
+def test_previews_of_a_model_without_any():
+    assert preview_of(PrefixGRPO(units=1), tiny_llamagen()) is None
+    assert preview_of(PrefixGRPO(units=2, preview=True), tiny_var()) == 2
+    with bad_input("objective.preview", "llamagen", "whole images"):
+        preview_of(PrefixGRPO(units=1, preview=True), tiny_llamagen())
+    with bad_input("objective.units", "3", "2"):
+        preview_of(PrefixGRPO(units=3, preview=True), tiny_var())

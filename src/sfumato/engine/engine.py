@@ -49,7 +49,9 @@ class Engine(Protocol):
         """Return a context for drawing images, in which every parameter is at hand."""
         ...
 
-    def sample(self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None) -> Rollout:
+    def sample(
+        self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None, count: int | None = None
+    ) -> Rollout:
         """Draw as `policy.sample` does, in the way that suits the device; only in the `drawing` context."""
         ...
 

@@ -143,10 +143,12 @@ class TorchEngine:
             for parameter, copied in zip(ours.parameters(), theirs.parameters(), strict=True):
                 copied.copy_(parameter)
 
-    def sample(self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None) -> Rollout:
+    def sample(
+        self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None, count: int | None = None
+    ) -> Rollout:
         """Draw as `policy.sample` does; CUDA graphs, whose memory has as many rows at every token, draw no trees."""
         if fork or self._drawer is None:
-            return self.policy.sample(request, seeds, fork)
+            return self.policy.sample(request, seeds, fork, count)
         return self._drawer.sample(request, seeds)
 
     def _scoring(self, policy: Policy, settings: Settings) -> Policy:

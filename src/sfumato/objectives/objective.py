@@ -33,7 +33,8 @@ class Credit:
 class Objective(Protocol):
     """A training objective. It is a frozen dataclass whose fields are its options.
 
-    It may also be one that `LearnsFromPrefixes`, `LearnsFromTrees`, `LearnsFromData` or `LearnsFromEntropy`.
+    It may also be one that `LearnsFromPrefixes`, `LearnsFromPreviews`, `LearnsFromTrees`, `LearnsFromData` or
+    `LearnsFromEntropy`.
     """
 
     @property
@@ -69,6 +70,16 @@ class LearnsFromPrefixes(Protocol):
         Raises:
             UserError: a setting does not fit this number of units.
         """
+        ...
+
+
+@runtime_checkable
+class LearnsFromPreviews(LearnsFromPrefixes, Protocol):
+    """An objective that may learn from the coarse images that the first units alone decode to."""
+
+    @property
+    def preview(self) -> bool:
+        """Whether only the units that a batch keeps are drawn, decoded and scored. Their number is always the same."""
         ...
 
 

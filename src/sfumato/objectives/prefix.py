@@ -10,12 +10,15 @@ from sfumato.objectives.scale_weights import ScaleWeightedGRPO
 class PrefixGRPO(ScaleWeightedGRPO):
     """GRPO that learns from the first scales of a next-scale model, or the first tokens of a next-token model. Images
     are drawn and scored whole, but the reference and the update never see the other tokens, which are most of the cost:
-    the first 5 of the 10 scales of VAR have 55 of its 680 tokens."""
+    the first 5 of the 10 scales of VAR have 55 of its 680 tokens. With `preview`, the others are not even drawn."""
 
     units: int = 5
     """number of scales, or of tokens of a next-token model, to learn from"""
     alpha: float = 0.0
     """weight n^-alpha of a token of a scale with n tokens, as in scale-grpo: 0 is GRPO"""
+    preview: bool = False
+    """draw, decode and score these scales only: rewards see the coarse image that they make. For rewards that do not
+    depend on details, such as brightness"""
 
     def __post_init__(self):
         super().__post_init__()

@@ -59,6 +59,8 @@ class InlineRollouts:
     0 to draw no more than are kept"""
     prefix_probabilities: tuple[float, ...] = ()
     """probability that a batch keeps the tokens of the first 1, 2, ... units; others are forgotten; empty for all"""
+    preview: int | None = None
+    """number of first units that are drawn, decoded and scored alone; None for whole images"""
     fork: Fork | None = None
     """how images share their first units; None if each is drawn alone"""
 
@@ -173,9 +175,9 @@ class InlineRollouts:
                 for index in torch.arange(share.start, share.stop).split(self.batch_size // tree * tree):
                     part = request[index]
                     with timer("sample"), autocast():
-                        parts.append(engine.sample(part, seeds[index], self.fork))
+                        parts.append(engine.sample(part, seeds[index], self.fork, self.preview))
                     with timer("decode"), autocast():
-                        images = policy.decode(parts[-1].tokens).float()
+                        images = policy.decode(parts[-1].tokens, self.preview).float()
                     if units:
                         parts[-1] = parts[-1].prefix(units)
                     # After a failure only scoring ends: drawing may need all processes.

@@ -312,7 +312,7 @@ class Excerpt:
             self.positions += [first + place for place in places]
             first += count
 
-    def __call__(self, request: Request, seeds: Tensor, fork: Fork | None = None) -> Rollout:
+    def __call__(self, request: Request, seeds: Tensor, fork: Fork | None = None, count: int | None = None) -> Rollout:
         """Draw like `Policy.sample`, but without sharing units. The result has the full length; it repeats what was
         drawn first."""
         policy, positions = self.policy, self.positions

@@ -23,9 +23,15 @@ from sfumato.families.library import base_of
 from sfumato.files import locked, step_of
 from sfumato.interrupt import Interrupt, catch_interrupt
 from sfumato.objectives import Objective
-from sfumato.objectives.objective import LearnsFromData, LearnsFromEntropy, LearnsFromPrefixes, LearnsFromTrees
+from sfumato.objectives.objective import (
+    LearnsFromData,
+    LearnsFromEntropy,
+    LearnsFromPrefixes,
+    LearnsFromPreviews,
+    LearnsFromTrees,
+)
 from sfumato.objectives.reasoning_grpo import ReasoningGRPO
-from sfumato.policy import Forks, Generator, HasParts, Policy, ScoresPrefixes
+from sfumato.policy import DecodesPrefixes, Forks, Generator, HasParts, Policy, ScoresPrefixes
 from sfumato.rewards import WeightedSum, build_reward
 from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed
@@ -253,6 +259,7 @@ def build_rollouts(
         redraws=config.redraws,
         candidates=config.candidates,
         prefix_probabilities=prefix_probabilities(config.objective, engine.policy.generator),
+        preview=preview_of(config.objective, engine.policy.generator),
         fork=fork_of(config.objective, engine.policy.generator),
     )
 
@@ -285,6 +292,19 @@ def prefix_probabilities(objective: Objective, generator: Generator) -> tuple[fl
     if not isinstance(generator, ScoresPrefixes):
         raise UserError(f"objective: the family {generator.card.family} scores whole images only; use grpo")
     return objective.prefix_probabilities(len(generator.units))
+
+
+def preview_of(objective: Objective, generator: Generator) -> int | None:
+    """Return the number of units that are drawn and scored alone; None if images are drawn whole.
+
+    Raises:
+        UserError: there are fewer units, or the family decodes whole images only.
+    """
+    if not isinstance(objective, LearnsFromPreviews) or not objective.preview:
+        return None
+    if not isinstance(generator, DecodesPrefixes):
+        raise UserError(f"objective.preview: the family {generator.card.family} decodes whole images only; give false")
+    return objective.prefix_probabilities(len(generator.units)).index(1.0) + 1
 
 
 def fork_of(objective: Objective, generator: Generator) -> Fork | None:

@@ -51,6 +51,7 @@ class Infinity(nn.Module):
     """number of values of a token"""
     reduces_logits = True
     scores_prefixes = True
+    decodes_prefixes = True
 
     def __init__(self, config: InfinityConfig, tokenizer: BSQTokenizer, card: Card | None = None):
         super().__init__()
@@ -125,9 +126,13 @@ class Infinity(nn.Module):
         of_tokens = _for_tokens(reduction, bits)
         return self.network(captions, codes, strength=strength, reduction=of_tokens).flatten(1, 2)
 
-    def decode(self, tokens: Int[Tensor, "B L"]) -> Float[Tensor, "B 3 H W"]:
-        """Decode bits to images in [0, 1]."""
-        parts = [self.tokenizer.upsample(scale, bits) for scale, bits in enumerate(tokens.split(self.units, dim=1))]
+    def decode(self, tokens: Int[Tensor, "B L"], count: int | None = None) -> Float[Tensor, "B 3 H W"]:
+        """Decode bits to images in [0, 1].
+
+        If there is a `count`, the bits are those of the first `count` scales; the images are coarse.
+        """
+        scales = tokens.split(self.units[:count], dim=1)
+        parts = [self.tokenizer.upsample(scale, bits) for scale, bits in enumerate(scales)]
         return self.tokenizer.reconstruct(torch.stack(parts).sum(0))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:

@@ -53,6 +53,7 @@ class Switti(nn.Module):
 
     reduces_logits = True
     scores_prefixes = True
+    decodes_prefixes = True
 
     def __init__(self, config: SwittiConfig, tokenizer: MultiScaleVQVAE, card: Card | None = None):
         super().__init__()
@@ -141,9 +142,13 @@ class Switti(nn.Module):
             strength = torch.tensor(per_token, device=tokens.device)[:, None]
         return self.network(text, codes, strength=strength, reduction=reduction)
 
-    def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
-        """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""
-        return self.tokenizer.reconstruct(self.tokenizer.quantizer.accumulate(tokens.split(self.units, dim=1)))
+    def decode(self, tokens: Tensor, count: int | None = None) -> Float[Tensor, "B 3 H W"]:
+        """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1].
+
+        If there is a `count`, the tokens are those of the first `count` scales; the images are coarse.
+        """
+        scales = tokens.split(self.units[:count], dim=1)
+        return self.tokenizer.reconstruct(self.tokenizer.quantizer.accumulate(scales))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Encode images in [0, 1] as tokens; their size must be that of the tokenizer."""

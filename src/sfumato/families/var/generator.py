@@ -51,6 +51,7 @@ class VAR(nn.Module):
 
     reduces_logits = True
     scores_prefixes = True
+    decodes_prefixes = True
 
     def __init__(self, config: VARConfig, tokenizer: MultiScaleVQVAE, card: Card | None = None):
         super().__init__()
@@ -131,9 +132,13 @@ class VAR(nn.Module):
             strength = torch.tensor(strengths, device=tokens.device)[levels, None]
         return self.network(labels, codes, strength=strength, reduction=reduction)
 
-    def decode(self, tokens: Tensor) -> Float[Tensor, "B 3 H W"]:
-        """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1]."""
-        return self.tokenizer.reconstruct(self.tokenizer.quantizer.accumulate(tokens.split(self.units, dim=1)))
+    def decode(self, tokens: Tensor, count: int | None = None) -> Float[Tensor, "B 3 H W"]:
+        """Decode tokens (B, L), or distributions over the vocabulary (B, L, V), to images in [0, 1].
+
+        If there is a `count`, the tokens are those of the first `count` scales; the images are coarse.
+        """
+        scales = tokens.split(self.units[:count], dim=1)
+        return self.tokenizer.reconstruct(self.tokenizer.quantizer.accumulate(scales))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B L"]:
         """Encode images in [0, 1] as tokens; their size must be that of the tokenizer."""
