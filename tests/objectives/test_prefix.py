@@ -18,6 +18,7 @@ from sfumato.families import load_generator
 from sfumato.families.library import save_model
 from sfumato.objectives import GRPO, PrefixGRPO
 from sfumato.policy import Policy
+from sfumato.recipes import TRAIN_RECIPES
 from sfumato.rewards.pixels import brightness
 from sfumato.rollout import Batch
 from sfumato.settings import Settings
@@ -102,6 +103,19 @@ def test_a_run_learns_from_the_first_scale(tiny_model: Path, tmp_path: Path):
     lines = metrics_of(tmp_path / "run")
     assert all(line["grad_norm"] > 0 and line["kl"] >= 0 for line in lines)
     assert all(line["mismatch/mean"] < 1e-5 for line in lines)
+
+
+def test_a_run_of_the_fast_recipe(tiny_model: Path, tmp_path: Path):
+    recipe = TRAIN_RECIPES["emoji-dark-fast"].build()
+    assert isinstance(recipe.objective, PrefixGRPO)
+    config = tiny_config(tiny_model, objective=replace(recipe.objective, units=1), reward=recipe.reward)
+    assert train(config, tmp_path / "run", console=Console(quiet=True))
+    lines = metrics_of(tmp_path / "run")
+    assert all(line["grad_norm"] > 0 and line["kl"] >= 0 for line in lines)
+    assert all(
+        line["reward_mean"] == pytest.approx(line["reward/dark"] + 2 * line["reward/emoji-clip"], abs=1e-5)
+        for line in lines
+    )
 
 
 def test_weighted_prefix_is_scale_grpo_of_these_scales():

@@ -40,9 +40,14 @@ TRAIN_RECIPES: dict[str, Recipe] = {
         "emoji",
         "emoji_dark",
     ),
+    "emoji-dark-fast": Recipe(
+        "Dark emoji in a minute, learned from coarse previews; a second reward keeps them recognizable.",
+        "emoji",
+        "emoji_dark_fast",
+    ),
     **{
         f"emoji-dark-{name}": Recipe(
-            "The same with another objective; `sfumato train emoji-dark --help` names them.",
+            "`emoji-dark` with another objective; `sfumato train emoji-dark --help` names them.",
             "emoji",
             "emoji_dark_with",
             (name,),

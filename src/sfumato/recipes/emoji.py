@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sfumato.engine.engine_config import EngineConfig
-from sfumato.objectives import GRPO, OBJECTIVES
+from sfumato.objectives import GRPO, OBJECTIVES, PrefixGRPO
 from sfumato.settings import Settings
 from sfumato.training.train_config import TrainConfig
 
@@ -25,6 +25,19 @@ def _emoji(reward: dict[str, float]) -> TrainConfig:
 def emoji_dark() -> TrainConfig:
     """Emoji in pictures darker than 0.2."""
     return _emoji({"dark": 1.0})
+
+
+def emoji_dark_fast() -> TrainConfig:
+    """Emoji in pictures darker than 0.2 that match their names, learned from previews of the first 4 of 6 scales.
+
+    The second reward is there because pictures that are only dark are recognized less often. It is an image-text model,
+    and not the judge.
+    """
+    return replace(
+        _emoji({"dark": 1.0, "emoji-clip": 2.0}),
+        objective=PrefixGRPO(clip=0.2, kl_weight=0.1, units=4, alpha=0.7, preview=True),
+        steps=24,
+    )
 
 
 ONE_UPDATE = ("rloo", "dpo", "best-of-n")
