@@ -118,6 +118,13 @@ def test_a_run_of_the_fast_recipe(tiny_model: Path, tmp_path: Path):
     )
 
 
+def test_what_does_not_fit_the_model_leaves_no_folder(tiny_model: Path, tmp_path: Path):
+    config = tiny_config(tiny_model, objective=PrefixGRPO(units=3))
+    with bad_input("objective.units", "3", "2"):
+        train(config, tmp_path / "run", console=Console(quiet=True))
+    assert not list(tmp_path.glob("run/*"))
+
+
 def test_weighted_prefix_is_scale_grpo_of_these_scales():
     """The tokens of the kept scales have the weights n^-alpha, whose mean over them is 1; without alpha it is GRPO."""
     policy = Policy(tiny_var(), Settings())

@@ -180,6 +180,11 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         images = engine.policy.draw(engine.policy.request(words), torch.arange(2))
     reward(images, words)
     judge = load_judge(generator.card.judge) if config.held_out or config.eval_images else None
+    rollouts = (
+        build_rollouts(config, engine, process, sampler, reward)
+        if data is None
+        else build_data_rollouts(config, engine, process, data, reward)
+    )
     if process.is_main:
         create_run_folder(run_dir, config)
     reward = fix_thresholds(
@@ -194,11 +199,7 @@ def prepare(config: TrainConfig, run_dir: Path, process: Process) -> Run:
         reward=reward,
         held_out=held_out,
         judge=judge,
-        rollouts=(
-            build_rollouts(config, engine, process, sampler, reward)
-            if data is None
-            else build_data_rollouts(config, engine, process, data, reward)
-        ),
+        rollouts=replace(rollouts, reward=reward),
         rng=torch.Generator().manual_seed(config.seed),
     )
 
