@@ -389,8 +389,18 @@ class Policy:
             raise UserError(f"n: {n} is too small; give at least 1")
         request = (asked if isinstance(asked, Request) else self.request(asked)).repeat(n)
         seeds = torch.arange(seed, seed + len(request)) if seeds is None else seeds
-        parts = torch.arange(len(request)).split(batch_size)
-        return torch.cat([self.decode(self.sample(request[i], seeds[i]).tokens).float() for i in parts])
+        return self.draw_with_tokens(request, seeds, batch_size)[0]
+
+    def draw_with_tokens(
+        self, request: Request, seeds: Integer[Tensor, " B"], batch_size: int = 64
+    ) -> tuple[Float[Tensor, "B 3 H W"], Int[Tensor, "B L"]]:
+        """Draw one image per request, some at a time; return the images in [0, 1], and their tokens."""
+        parts = []
+        for index in torch.arange(len(request)).split(batch_size):
+            tokens = self.sample(request[index], seeds[index]).tokens
+            parts.append((self.decode(tokens).float(), tokens))
+        images, tokens = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(tokens)
 
     def _score(
         self,

@@ -80,7 +80,11 @@ class Sample(SettingsOptions):
         request = policy.request(self.words(generator).repeat(self.count))
         seeds = torch.arange(self.seed, self.seed + len(request))
         with autocast(policy.device, self.precision):
-            pictures, texts = self.draw_smooth(policy, request, seeds) if self.smooth else draw(policy, request, seeds)
+            if self.smooth:
+                pictures, texts = self.draw_smooth(policy, request, seeds), ()
+            else:
+                pictures, tokens = policy.draw_with_tokens(request, seeds, 32)
+                texts = policy.texts(tokens)
         names, console = request.words.names, Console(markup=False)
         labels = [f"{name}, seed {seed}: " for name, seed in zip(names, seeds.tolist(), strict=True)]
         for label, text in zip(labels, texts, strict=bool(texts)):
@@ -103,7 +107,7 @@ class Sample(SettingsOptions):
         return 0
 
     def draw_smooth(self, policy: Any, request: Any, seeds: Any) -> Any:
-        """Draw pictures with the family's own mixing of codes, and no texts."""
+        """Draw pictures with the family's own mixing of codes."""
         import torch
 
         inputs = request.inputs.to(policy.device)
@@ -111,7 +115,7 @@ class Sample(SettingsOptions):
             policy.generator.sample_smooth(inputs[index], seeds[index], policy.settings)
             for index in torch.arange(len(seeds)).split(32)
         ]
-        return torch.cat(parts), ()
+        return torch.cat(parts)
 
     def words(self, generator: Any) -> Any:
         """Return the requested classes or captions, once each."""
@@ -136,18 +140,6 @@ class Sample(SettingsOptions):
         if len(captions) == 1 and (os.path.isfile(file := find_prompts(captions[0])) or looks_like_file(captions[0])):
             captions = [prompt.caption for prompt in read_prompts(file)]
         return Words(names=tuple(captions))
-
-
-def draw(policy: Any, request: Any, seeds: Any) -> Any:
-    """Draw pictures; return them and, for a model that writes a text before each, the texts."""
-    import torch
-
-    pictures, texts = [], []
-    for index in torch.arange(len(seeds)).split(32):
-        tokens = policy.sample(request[index], seeds[index]).tokens
-        pictures.append(policy.decode(tokens).float())
-        texts.extend(policy.texts(tokens))
-    return torch.cat(pictures), tuple(texts)
 
 
 def file_name(name: str) -> str:

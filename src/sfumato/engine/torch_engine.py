@@ -146,8 +146,9 @@ class TorchEngine:
     def sample(
         self, request: Request, seeds: Int[Tensor, " B"], fork: Fork | None = None, count: int | None = None
     ) -> Rollout:
-        """Draw as `policy.sample` does; CUDA graphs, whose memory has as many rows at every token, draw no trees."""
-        if fork or self._drawer is None:
+        """Draw as `policy.sample` does; CUDA graphs, whose memory has as many rows at every token, draw no trees and no
+        first units alone."""
+        if fork or count or self._drawer is None:
             return self.policy.sample(request, seeds, fork, count)
         return self._drawer.sample(request, seeds)
 

@@ -18,7 +18,7 @@ from sfumato.errors import UserError
 from sfumato.families.janus.generator import PROMPT, Janus
 from sfumato.families.janus.network import JanusConfig, JanusTransformer
 from sfumato.families.next_token_generator import NextTokenState
-from sfumato.families.shared import caption_inputs, with_parts
+from sfumato.families.shared import caption_inputs, check_step, with_parts
 from sfumato.families.vq import VQModel
 from sfumato.policy import Card, Reduction
 from sfumato.request import Index, Inputs, Request, TokenInputs, Words
@@ -163,8 +163,7 @@ class ReasoningJanus(nn.Module):
         """Return logits of the next token, of the text or guided ones of the image, given the previous one (None for
         the first token)."""
         number = state.drawn
-        if (drawn is None) != (number == 0):
-            raise ValueError(f"drawn: give None at the first token and the drawn one after it (token {number})")
+        check_step(number, len(self.units), drawn, "token", "one")
         state.drawn += 1
         if drawn is not None and number <= self.length:
             state.text[:, number - 1 : number] = drawn
