@@ -1,11 +1,12 @@
 """Pre-training of bitwise models: binary spherical quantization, and generators that correct their own bits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
@@ -102,8 +103,14 @@ class BitTokenizerTrainer(AutoencoderTrainer):
         return self.model.quantize(self.model.features(images))[1][-1]
 
 
+def random_flips(count: int, units: Sequence[int], most: float, rng: torch.Generator) -> Bool[Tensor, "B L"]:
+    """Return which bits of this many images to flip; the share of each scale of an image is drawn from 0 to `most`."""
+    shares = most * torch.rand(count, len(units), generator=rng)
+    return torch.rand(count, sum(units), generator=rng) < shares.repeat_interleave(torch.tensor(units), dim=1)
+
+
 def self_corrected(
-    tokenizer: Any, features: Float[Tensor, "B d h w"], most: float, rng: torch.Generator
+    tokenizer: Any, features: Float[Tensor, "B d h w"], flips: Bool[Tensor, "B L"]
 ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
     """Return bits to predict, and bits to read, some of which are flipped (Infinity, section 3.3).
 
@@ -113,16 +120,13 @@ def self_corrected(
     Args:
         tokenizer: bitwise tokenizer.
         features: features of images before quantization.
-        most: largest share of bits to flip; that of each scale of an image is drawn from 0 to this number.
-        rng: random numbers.
+        flips: True for the bits to flip.
     """
-    total, targets, read = torch.zeros_like(features), [], []
-    for scale in range(len(tokenizer.config.scales)):
+    config, total, targets, read = tokenizer.config, torch.zeros_like(features), [], []
+    for scale, flipped in enumerate(flips.split([h * w * config.bits for h, w in config.scales], dim=1)):
         bits = tokenizer.bits_of(scale, features - total)
-        share = most * torch.rand(len(bits), 1, generator=rng)
-        flips = torch.rand(bits.shape, generator=rng) < share
         targets.append(bits)
-        read.append(bits ^ flips)
+        read.append(bits ^ flipped)
         total = total + tokenizer.upsample(scale, read[-1])
     return torch.cat(targets, dim=1), torch.cat(read, dim=1)
 
@@ -147,8 +151,12 @@ class BitGeneratorTrainer(GeneratorTrainer):
     def lesson(
         self, index: Int[Tensor, " B"], inputs: Inputs, own_tokens: float
     ) -> tuple[Int[Tensor, "B L"], Int[Tensor, "B L"]]:
-        bits, read = self_corrected(self.model.tokenizer, self.features[index], self.config.bit_flips, self.rng)
-        return bits, self.disturbed(inputs, read, own_tokens)
+        """Return the bits to predict and to read. Whatever disturbs a bit flips it, so the finer scales correct it: the
+        bits of another image, those that the generator itself would draw, or chance."""
+        bits = self.tokens[index]
+        flips = random_flips(len(bits), self.model.units, self.config.bit_flips, self.rng)
+        flips |= self.disturbed(inputs, bits, own_tokens) != bits
+        return self_corrected(self.model.tokenizer, self.features[index], flips)
 
     def mean(self, losses: Float[Tensor, "B L"]) -> Float[Tensor, ""]:
         """Return the mean of the losses of all bits, where those of a scale are divided by its side (as in Infinity's

@@ -91,7 +91,7 @@ def emoji_infinity() -> PretrainConfig:
     return PretrainConfig(
         tokenizer=INFINITY.tokenizer_shape(
             scales=((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
-            latent_channels=16,
+            latent_channels=8,
             base_channels=32,
             channel_multipliers=(1, 2, 4),
             num_res_blocks=1,
