@@ -17,6 +17,7 @@ from rich.console import Console
 from tiny import Trainer, tiny_captions, tiny_config, tiny_infinity, tiny_llamagen, tiny_request, tiny_var, trainer_of
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.lora import without_adapters
 from sfumato.engine.meter import Meter
@@ -26,7 +27,7 @@ from sfumato.families.exporting import export
 from sfumato.families.library import find_family, load, load_generator, save_model
 from sfumato.nn.chunks import reduced
 from sfumato.objectives import GDPO, GRPO
-from sfumato.policy import Policy, Reduction
+from sfumato.policy import Policy
 from sfumato.rollout import Batch
 from sfumato.settings import Settings
 from sfumato.text.reader import ReadsCaptions

@@ -10,12 +10,13 @@ from errors import bad_input
 from tiny import BSQ_TOKENIZER, INFINITY, tiny_captions, tiny_infinity, tiny_request
 from torch import Tensor, nn
 
+from sfumato.capabilities import Forks, ReducesLogits, ScoresPrefixes
 from sfumato.families.infinity.generator import Infinity
 from sfumato.families.infinity.network import InfinityConfig, InfinityTransformer
 from sfumato.families.infinity.schedules import schedule
 from sfumato.families.infinity.tokenizer import BSQConfig, BSQTokenizer
 from sfumato.families.library import load_model, save_model
-from sfumato.policy import Forks, Generator, Policy, ReducesLogits, ScoresPrefixes
+from sfumato.policy import Generator, Policy
 from sfumato.request import Request
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import ReadsCaptions

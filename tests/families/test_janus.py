@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tiny import CLASS_NAMES, prompt_tokenizer, tiny_janus, tiny_prompts, tiny_request
 from torch import Tensor, nn
 
+from sfumato.capabilities import Forks, ReducesLogits, ScoresPrefixes
 from sfumato.families import FAMILIES, load_generator, load_published, releases
 from sfumato.families.exporting import export
 from sfumato.families.janus.generator import PROMPT, Janus
@@ -22,7 +23,7 @@ from sfumato.families.library import build_release, load_model, save_model
 from sfumato.families.published import rename
 from sfumato.families.vq import VQConfig
 from sfumato.families.weight_files import read_state_dict
-from sfumato.policy import Forks, Generator, Policy, ReducesLogits, ScoresPrefixes
+from sfumato.policy import Generator, Policy
 from sfumato.request import TokenInputs
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.prompt_reader import PromptReader

@@ -11,6 +11,7 @@ from golden_data import janus_data
 from tiny import prompt_tokenizer, tiny_janus, tiny_prompts, tiny_reasoning
 from torch import Tensor
 
+from sfumato.capabilities import Forks, HasParts, ReducesLogits, Reduction, ScoresPrefixes
 from sfumato.families.janus.generator import Janus
 from sfumato.families.janus.network import JanusConfig
 from sfumato.families.janus.published import read_janus, write_janus, write_port
@@ -18,7 +19,7 @@ from sfumato.families.janus.reasoning import END, ReasoningInputs, ReasoningJanu
 from sfumato.families.library import load_model, save_model
 from sfumato.objectives.grpo import GRPO
 from sfumato.objectives.reasoning_grpo import ReasoningGRPO
-from sfumato.policy import Forks, Generator, HasParts, Policy, ReducesLogits, Reduction, ScoresPrefixes
+from sfumato.policy import Generator, Policy
 from sfumato.request import Request, TokenInputs
 from sfumato.rollout import Batch, Rollout, concatenate
 from sfumato.settings import PLAIN, Settings

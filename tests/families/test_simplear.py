@@ -11,6 +11,7 @@ from golden_data import GOLDEN, golden_simplear, simplear_data, simplear_request
 from tiny import prompt_tokenizer, tiny_prompts, tiny_request, tiny_simplear
 from torch import Tensor, nn
 
+from sfumato.capabilities import Forks, ReducesLogits, ScoresPrefixes
 from sfumato.families import FAMILIES, load_generator, releases
 from sfumato.families.exporting import export
 from sfumato.families.library import build_release, load_model, save_model
@@ -19,7 +20,7 @@ from sfumato.families.simplear.network import OPENINGS, SimpleARConfig
 from sfumato.families.simplear.published import read_simplear, write_simplear
 from sfumato.families.simplear.tokenizer import CosmosConfig
 from sfumato.families.weight_files import read_state_dict
-from sfumato.policy import Forks, Generator, Policy, ReducesLogits, ScoresPrefixes
+from sfumato.policy import Generator, Policy
 from sfumato.request import TokenInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import ReadsCaptions

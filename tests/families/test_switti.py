@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_switti
 from torch import Tensor
 
+from sfumato.capabilities import Forks, Reduction
 from sfumato.cli.main import main
 from sfumato.families import load_generator, load_published
 from sfumato.families.exporting import export
@@ -18,7 +19,7 @@ from sfumato.families.library import FAMILIES, releases, save_model
 from sfumato.families.switti.generator import Switti
 from sfumato.families.switti.network import SwittiConfig
 from sfumato.families.switti.published import write_switti
-from sfumato.policy import Forks, Generator, Policy, Reduction
+from sfumato.policy import Generator, Policy
 from sfumato.recipes import TRAIN_RECIPES
 from sfumato.request import Request
 from sfumato.settings import PLAIN, PerUnit, Settings

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.utils._pytree import tree_map_only
 
+from sfumato.capabilities import ReducesLogits
 from sfumato.engine.checkpoint import ShardWriter, fingerprint, load_state
 from sfumato.engine.ema import Average
 from sfumato.engine.engine import Loss
@@ -32,7 +33,7 @@ from sfumato.families.family import Family
 from sfumato.families.folder import load_shards, read_tensors
 from sfumato.families.library import find_family, save_model
 from sfumato.objectives import Credit
-from sfumato.policy import Policy, ReducesLogits
+from sfumato.policy import Policy
 from sfumato.request import Request
 from sfumato.rollout import Batch, Fork, Rollout
 from sfumato.settings import Settings

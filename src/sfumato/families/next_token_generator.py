@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.next_token_network import NextTokenNetwork
 from sfumato.families.shared import check_size, check_step, keep_nucleus, keep_top_k, with_parts
 from sfumato.nn.attention import KeyValueCache, Slot, key_block
-from sfumato.policy import Card, Reduction
+from sfumato.policy import Card
 from sfumato.request import Inputs, Request, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.nn.attention import KeyValueCache, Slot
 from sfumato.nn.chunks import reduced
-from sfumato.policy import Reduction
 
 
 class NextTokenNetwork(nn.Module):

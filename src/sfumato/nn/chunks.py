@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from sfumato.policy import Reduction
+from sfumato.capabilities import Reduction
 
 
 def reduced(

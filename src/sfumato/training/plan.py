@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.capabilities import HasParts
 from sfumato.data.classes import ClassSampler
 from sfumato.engine.engine_config import EngineConfig
 from sfumato.engine.fake_cuda import fake_cuda
@@ -25,7 +26,7 @@ from sfumato.errors import UserError
 from sfumato.families.folder import card_from, read_config
 from sfumato.families.library import find_family, locate, releases
 from sfumato.plugins import is_path
-from sfumato.policy import Generator, HasParts, Policy
+from sfumato.policy import Generator, Policy
 from sfumato.request import Request, Words
 from sfumato.rewards import build_reward
 from sfumato.rollout import Fork, Rollout

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from sfumato.capabilities import DecodesPrefixes, Forks, HasParts, ScoresPrefixes
 from sfumato.data.classes import WordsSampler
 from sfumato.emoji.judges import Classifier
 from sfumato.engine.engine import Engine
@@ -31,7 +32,7 @@ from sfumato.objectives.objective import (
     LearnsFromTrees,
 )
 from sfumato.objectives.reasoning_grpo import ReasoningGRPO
-from sfumato.policy import DecodesPrefixes, Forks, Generator, HasParts, Policy, ScoresPrefixes
+from sfumato.policy import Generator, Policy
 from sfumato.rewards import WeightedSum, build_reward
 from sfumato.rewards.deadline import Deadline
 from sfumato.rewards.placement import placed

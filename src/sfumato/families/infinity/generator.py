@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.infinity.network import BlockCache, Captions, InfinityConfig, InfinityTransformer, Memory
 from sfumato.families.infinity.tokenizer import BSQTokenizer
@@ -19,7 +20,7 @@ from sfumato.families.shared import (
     with_parts,
 )
 from sfumato.nn.attention import KeyValueCache
-from sfumato.policy import Card, Reduction
+from sfumato.policy import Card
 from sfumato.request import Inputs, Request, TextInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader

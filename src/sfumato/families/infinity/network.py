@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.infinity.schedules import Scales
 from sfumato.families.shared import check_heads, check_sizes
@@ -23,7 +24,6 @@ from sfumato.nn.attention import KeyValueCache, Span, attend
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
 from sfumato.nn.rotary import rotate
-from sfumato.policy import Reduction
 
 COARSE = 512
 """Number of positions up to which the coarse scales share one masked call of attention."""

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.janus.generator import PROMPT, Janus
 from sfumato.families.janus.network import JanusConfig, JanusTransformer
 from sfumato.families.next_token_generator import NextTokenState
 from sfumato.families.shared import caption_inputs, check_step, with_parts
 from sfumato.families.vq import VQModel
-from sfumato.policy import Card, Reduction
+from sfumato.policy import Card
 from sfumato.request import Index, Inputs, Request, TokenInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.prompt_reader import PromptReader

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.shared import (
     caption_inputs,
@@ -20,7 +21,7 @@ from sfumato.families.shared import (
 from sfumato.families.switti.network import BlockCache, SwittiConfig, SwittiTransformer, Text
 from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
-from sfumato.policy import Card, Reduction
+from sfumato.policy import Card
 from sfumato.request import Request, TextInputs, Words
 from sfumato.settings import PLAIN, Settings
 from sfumato.text.reader import CaptionReader

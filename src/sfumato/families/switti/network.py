@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.shared import check_heads, check_sizes
 from sfumato.nn.attention import KeyValueCache, Span, attend, causal_spans, separate_spans
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
 from sfumato.nn.rotary import rotate
-from sfumato.policy import Reduction
 
 CROP = (512.0, 512.0, 0.0, 0.0)
 """Height, width, top and left in pixels of an image that is not cropped: the published sampler's, at all sizes."""

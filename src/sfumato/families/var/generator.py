@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.families.shared import (
     check_size,
     check_step,
@@ -21,7 +22,7 @@ from sfumato.families.shared import (
 from sfumato.families.var.network import BlockCache, VARConfig, VARTransformer
 from sfumato.families.vqvae import MultiScaleVQVAE
 from sfumato.nn.attention import KeyValueCache
-from sfumato.policy import Card, Reduction
+from sfumato.policy import Card
 from sfumato.request import ClassInputs, Request, Words, inputs_of
 from sfumato.settings import PLAIN, Settings
 

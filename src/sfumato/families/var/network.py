@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sfumato.capabilities import Reduction
 from sfumato.errors import UserError
 from sfumato.families.shared import check_sizes
 from sfumato.nn.attention import KeyValueCache, Span, attend, causal_spans
 from sfumato.nn.chunks import reduced
 from sfumato.nn.linear import Linear
-from sfumato.policy import Reduction
 
 
 @dataclass(frozen=True, kw_only=True)
