@@ -53,6 +53,7 @@ ELSEWHERE = {
     r"push |sample me/": "hub/test_push.py::test_what_is_pushed_can_be_loaded",
     r"serve ": "rewards/test_server.py::test_the_scores_are_those_of_the_reward",
     r"reproduce \S": "experiments/test_experiments.py::test_reproduce",
+    r"train emoji-infinity-": "training/test_infinity_runs.py::test_runs_of_the_bundled_recipes",
     r"train emoji-dark-fast": "objectives/test_prefix.py::test_a_run_of_the_fast_recipe",
     r"train .*--objective.units ": "objectives/test_prefix.py::test_a_run_learns_from_the_first_scale",
     r"train .*--held-out ": "training/test_held_out.py::test_held_out_rewards_are_logged_and_not_optimized",

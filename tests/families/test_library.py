@@ -28,6 +28,7 @@ from tiny import (
 
 from sfumato.families import FAMILIES, bundled_models, find_family, load, load_generator, read_card, releases
 from sfumato.families.exporting import export
+from sfumato.families.infinity.generator import Infinity
 from sfumato.families.library import (
     family_of_shape,
     find_model,
@@ -306,11 +307,11 @@ def test_weights_of_another_shape(tiny_model: Path, tmp_path: Path):
 
 
 def test_bundled_models_load():
-    assert list(bundled_models()) == ["emoji-llamagen", "emoji-t2i", "emoji-var"]
+    assert list(bundled_models()) == ["emoji-infinity", "emoji-llamagen", "emoji-t2i", "emoji-var"]
     for name in bundled_models():
         policy = load(name)
         generator = policy.generator
-        assert isinstance(generator, VAR | LlamaGen)
+        assert isinstance(generator, VAR | LlamaGen | Infinity)
         assert isinstance(generator, Generator)
         assert read_card(name) == generator.card
         assert policy.settings == generator.card.settings
@@ -321,8 +322,7 @@ def test_bundled_models_load():
         request = policy.request(words)
         rollout = policy.sample(request, torch.arange(2))
         images = policy.decode(rollout.tokens)
-        side = generator.tokenizer.config.image_size
-        assert images.shape == (2, 3, side, side)
+        assert images.shape == (2, 3, 64, 64)
         log_probs = policy.log_probs(request, rollout.tokens)
         torch.testing.assert_close(rollout.log_probs, log_probs.detach(), rtol=0, atol=1e-4)
 

@@ -24,7 +24,10 @@ class BitTokenizerTraining(AutoencoderTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class BitGeneratorTraining(GeneratorTraining):
-    """Settings for training a bitwise generator."""
+    """Settings for training a bitwise generator.
+
+    Token noise, own tokens and flips change what the finer scales have to predict: the bits that make up for them.
+    """
 
     bit_flips: float = 0.3
     """largest share of input bits to flip (Infinity's self-correction). The share of each scale of an image is drawn

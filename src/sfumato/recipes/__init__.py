@@ -72,6 +72,14 @@ TRAIN_RECIPES: dict[str, Recipe] = {
     "emoji-t2i-clip": Recipe(
         "Emoji from 32 captions, rewarded for matching them (by the bundled emoji-clip).", "emoji", "emoji_t2i_clip"
     ),
+    "emoji-infinity-dark": Recipe(
+        "Emoji from their names, bit by bit, in pictures darker than 0.2.", "emoji", "emoji_infinity_dark"
+    ),
+    "emoji-infinity-clip": Recipe(
+        "Emoji from captions, bit by bit, rewarded for matching them (by the bundled emoji-clip).",
+        "emoji",
+        "emoji_infinity_clip",
+    ),
     **{
         f"var-d{depth}-{target}": Recipe(
             "Released VAR with the first paper's settings; depth 16, 20, 24, 30 or 36; bright, dark or colorful.",

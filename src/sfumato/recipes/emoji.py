@@ -113,3 +113,36 @@ def emoji_t2i_clip() -> TrainConfig:
         groups_per_step=8,
         minibatch_size=32,
     )
+
+
+def emoji_infinity_dark() -> TrainConfig:
+    """Emoji from their names, bit by bit, in pictures darker than 0.2; learns from previews, as `emoji_dark_fast`.
+
+    Hardly any picture of a bare name is so dark before training, so darkness itself is a reward too.
+    """
+    config = emoji_dark_fast()
+    return replace(
+        config,
+        model="emoji-infinity",
+        prompts="emoji-names",
+        reward={"darkness": 4.0, "dark": 2.0, "emoji-clip": 1.0},
+        policy=Settings(guidance=2.0),
+        objective=replace(config.objective, kl="exact"),
+        steps=30,
+    )
+
+
+def emoji_infinity_clip() -> TrainConfig:
+    """Emoji from captions, bit by bit, rewarded for matching them (by the bundled emoji-clip)."""
+    return replace(
+        _emoji({"emoji-clip": 1.0}),
+        model="emoji-infinity",
+        prompts="emoji-captions",
+        policy=Settings(),
+        objective=GRPO(clip=0.2, kl_weight=0.02, kl="exact"),
+        engine=EngineConfig(learning_rate=2e-4, final_learning_rate=1e-4),
+        steps=40,
+        groups_per_step=16,
+        group_size=8,
+        minibatch_size=64,
+    )

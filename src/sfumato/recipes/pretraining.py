@@ -111,9 +111,11 @@ def emoji_infinity() -> PretrainConfig:
         ),
         start_from="emoji-var",
         tokenizer_training=BitTokenizerTraining(steps=1600, batch_size=24, learning_rate=8e-4),
-        # With the paper's 0.3, so small a model learns to repair its input before it learns what to draw.
-        generator_training=BitGeneratorTraining(steps=9000, batch_size=16, learning_rate=1.5e-3, bit_flips=0.1),
-        settings=Settings(guidance=2.0, temperature=0.7),
+        # The paper flips up to 30 % of the bits. So small a model then learns to repair bits before it learns to draw.
+        generator_training=BitGeneratorTraining(
+            steps=12_000, batch_size=16, learning_rate=1.5e-3, bit_flips=0.02, own_tokens=1.0
+        ),
+        settings=Settings(guidance=3.0, temperature=0.5),
         judge="emoji",
     )
 
