@@ -37,6 +37,9 @@ EXPERIMENTS: dict[str, Listed] = {
     "var-prompt": Listed("Figure 6: a prompt as the reward", "next_scale", "prompt"),
     "var-kl": Listed("Figure 7: the weight of the KL penalty", "next_scale", "kl"),
     "var-group-size": Listed("Figure 8: group size under a fixed budget", "next_scale", "group_size"),
+    "infinity-brightness": Listed("Figures 2 and 3 on a text-to-image model of bits", "bitwise", "brightness"),
+    "infinity-prompt": Listed("Figure 6 on a text-to-image model of bits", "bitwise", "prompt"),
+    "infinity-kl": Listed("Figure 7 on a text-to-image model of bits", "bitwise", "kl"),
     "ar-grpo-quality": Listed(
         "Table 2: Inception Score, FID, sFID, precision, recall (needs --reference)",
         "next_token",
@@ -49,4 +52,5 @@ EXPERIMENTS: dict[str, Listed] = {
     "ar-grpo-hacking": Listed("Figure 5: reward curves and late reward hacking", "next_token", "hacking"),
     "ar-grpo-guidance": Listed("Figure 6: guidance in training and at inference", "next_token", "guidance"),
 }
-"""Experiments by name: `var-` for the first paper, `ar-grpo-` for the second."""
+"""Experiments by name: `var-` for the first paper, `infinity-` for its claims about another family, `ar-grpo-` for the
+second."""
