@@ -115,9 +115,18 @@ def test_the_score_of_images(tmp_path: Path):
 
 def test_a_bundled_model(tmp_path: Path):
     (tmp_path / "vqa.py").write_text("def answer(image, questions):\n    return [1.0] + [0.0] * (len(questions) - 1)\n")
-    command = ["evaluate", "emoji-t2i", "--suite", "dpg", "--vqa", f"{tmp_path / 'vqa.py'}:answer", "--per-prompt", "1"]
-    command += ["--prompts", write_table(tmp_path / "dpg.csv"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    command = ["evaluate", "emoji-infinity", "--suite", "dpg", "--vqa", f"{tmp_path / 'vqa.py'}:answer"]
+    command += [
+        "--per-prompt",
+        "1",
+        "--prompts",
+        write_table(tmp_path / "dpg.csv"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(command) == 0
-    found = read_measurement(tmp_path / "out/emoji-t2i/measurement.json")
+    found = read_measurement(tmp_path / "out/emoji-infinity/measurement.json")
     assert found["DPG-Bench"].parts == (1 / 4, 1 / 2)
-    assert len(list((tmp_path / "out/emoji-t2i/images").glob("*.png"))) == 2
+    assert len(list((tmp_path / "out/emoji-infinity/images").glob("*.png"))) == 2

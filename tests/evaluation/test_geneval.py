@@ -307,7 +307,7 @@ def test_samples_of_other_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_wrong_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict, pieces: list[str]):
     line = {"tag": "colors", "include": [{"class": "dog", "count": 1}], "prompt": "a photo of a dog", **changed}
     (tmp_path / "prompts.jsonl").write_text(json.dumps({k: v for k, v in line.items() if k != "tag" or v}))
-    command = ["evaluate", "emoji-t2i", "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
+    command = ["evaluate", "emoji-infinity", "--suite", "geneval", "--prompts", str(tmp_path / "prompts.jsonl")]
     assert main([*command, "--device", "cpu"]) == 2
     complaint = capsys.readouterr().err
     assert complaint.startswith("sfumato: prompts: ")

@@ -193,13 +193,22 @@ def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     (tmp_path / "vqa.py").write_text(
         "def answer(image, questions):\n    return [0.5 if 'red' in question else 0.8 for question in questions]\n"
     )
-    command = ["evaluate", "emoji-t2i", "--suite", "t2i-compbench", "--prompts", str(write_prompts(tmp_path / "p"))]
-    command += ["--vqa", f"{tmp_path / 'vqa.py'}:answer", "--per-prompt", "1", "--device", "cpu"]
+    command = ["evaluate", "emoji-infinity", "--suite", "t2i-compbench"]
+    command += [
+        "--prompts",
+        str(write_prompts(tmp_path / "p")),
+        "--vqa",
+        f"{tmp_path / 'vqa.py'}:answer",
+        "--per-prompt",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main([*command, "--out", str(tmp_path / "none")]) == 2
     assert "shape_val.txt" in capsys.readouterr().err
     tasks = ["--tasks", "color", "spatial", "non_spatial", "complex"]
     assert main([*command, *tasks, "--out", str(tmp_path / "out")]) == 0
-    found = read_measurement(tmp_path / "out/emoji-t2i/measurement.json")
+    found = read_measurement(tmp_path / "out/emoji-infinity/measurement.json")
     assert list(found) == tasks[1:]
     assert found["color"].parts == pytest.approx((0.8 * 0.5,))
     assert found["spatial"].parts == pytest.approx((0.75,))  # 0.25 for the objects, 0.5 for their position
@@ -208,7 +217,7 @@ def test_a_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert found["complex"].parts == pytest.approx(
         ((0.64 + 0.75) / 2, (0.5 + 0.3) / 2, (0.64 + 0.75 + 0.6) / 3), abs=1e-6
     )
-    lines = (tmp_path / "out/emoji-t2i/t2i-compbench.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out/emoji-infinity/t2i-compbench.jsonl").read_text().splitlines()
     assert json.loads(lines[1]) == {"task": "spatial", "prompt": "a giraffe on the left of a lamp", "spatial": 0.75}
     assert len(lines) == 6
 
@@ -217,10 +226,19 @@ def test_needed_networks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The task non_spatial needs neither a detector nor answers; CLIP is a small one."""
     pytest.importorskip("transformers")
     monkeypatch.setattr("sfumato.evaluation.suites.t2i_compbench.load_parser", lambda: parsed)
-    command = ["evaluate", "emoji-t2i", "--suite", "t2i-compbench", "--prompts", str(write_prompts(tmp_path / "p"))]
-    command += ["--tasks", "non_spatial", "--clip", str(save_clip(tmp_path / "clip")), "--per-prompt", "2"]
+    command = ["evaluate", "emoji-infinity", "--suite", "t2i-compbench"]
+    command += [
+        "--prompts",
+        str(write_prompts(tmp_path / "p")),
+        "--tasks",
+        "non_spatial",
+        "--clip",
+        str(save_clip(tmp_path / "clip")),
+        "--per-prompt",
+        "2",
+    ]
     assert main([*command, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
-    (figure,) = read_measurement(tmp_path / "out/emoji-t2i/measurement.json").values()
+    (figure,) = read_measurement(tmp_path / "out/emoji-infinity/measurement.json").values()
     assert len(figure.parts) == 2
     assert all(-1 <= part <= 1 for part in figure.parts)
 

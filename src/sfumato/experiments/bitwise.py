@@ -40,7 +40,7 @@ SCALES = {"emoji": EMOJI, "full": FULL}
 
 def brightness(scale: Scale) -> Experiment:
     """Figures 2 and 3 with captions."""
-    about = "The simplest rewards: dark and bright pictures, from a model whose pictures have a medium brightness."
+    about = "The simplest rewards: dark pictures and bright pictures, for captions that speak of neither."
     return replace(_with_captions(next_scale.brightness(scale)), about=about)
 
 
