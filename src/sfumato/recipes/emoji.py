@@ -120,14 +120,13 @@ def emoji_infinity_dark() -> TrainConfig:
 
     Hardly any picture of a bare name is so dark before training, so darkness itself is a reward too.
     """
-    config = emoji_dark_fast()
     return replace(
-        config,
+        emoji_dark_fast(),
         model="emoji-infinity",
         prompts="emoji-names",
         reward={"darkness": 4.0, "dark": 2.0, "emoji-clip": 1.0},
         policy=Settings(guidance=2.0),
-        objective=replace(config.objective, kl="exact"),
+        objective=PrefixGRPO(clip=0.2, kl_weight=0.1, kl="exact", units=4, alpha=0.7, preview=True),
         steps=30,
     )
 
