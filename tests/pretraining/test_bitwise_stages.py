@@ -31,7 +31,7 @@ from sfumato.pretraining.bitwise_stages import (
     straight_through,
 )
 from sfumato.pretraining.generator_stage import GeneratorTraining
-from sfumato.pretraining.pretrain import build_generator, pretrain
+from sfumato.pretraining.pretrain import build_generator, pretrain, tokenizer_trainer
 from sfumato.pretraining.pretrain_config import PretrainConfig
 from sfumato.pretraining.tokenizer_stage import TokenizerTraining, edge_loss
 from sfumato.recipes import PRETRAIN_RECIPES
@@ -217,6 +217,18 @@ def test_training_improves_reconstruction(pictures: Path):
     stats = [trainer.step(step) for step in range(20)]
     first, last = (sum(line["psnr"] for line in part) / 5 for part in (stats[:5], stats[-5:]))
     assert last > first + 2
+
+
+def test_a_decoder_alone_reads_the_same_bits(pictures: Path):
+    training = BitTokenizerTraining(steps=20, batch_size=6, learning_rate=1e-2, warmup_steps=5, decoder_only=True)
+    model, source = tokenizer().requires_grad_(True).train(), FolderImages(pictures, 12)
+    bits, before = model.encode(images()), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = tokenizer_trainer(model, source, training, torch.Generator().manual_seed(0))
+    stats = [trainer.step(step) for step in range(20)]
+    assert stats[-1]["psnr"] > stats[0]["psnr"] + 2
+    assert torch.equal(model.encode(images()), bits)
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if name.startswith("decoder.")}
 
 
 def test_both_stages_and_resuming(pictures: Path, tmp_path: Path):

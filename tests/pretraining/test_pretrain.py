@@ -124,6 +124,33 @@ def test_the_result_is_a_model(finished: Path, pictures: Path):
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_only_the_decoder_is_trained(finished: Path, pictures: Path, tmp_path: Path):
+    training = TokenizerTraining(steps=30, batch_size=6, learning_rate=1e-2, warmup_steps=5, decoder_only=True)
+    config = replace(
+        CONFIG, start_from=str(finished), tokenizer_training=training, generator_training=GeneratorTraining(steps=0)
+    )
+    assert pretrain_generator(
+        config, pictures, tmp_path / "run", resume=False, report=lambda *_: None, interrupt=Interrupt()
+    )
+    before, after = (load_file(run / "model/tokenizer.safetensors") for run in (finished, tmp_path / "run"))
+    moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in after if name.split(".")[0] in ("decoder", "post_conv")}
+    generators = [load_file(run / "model/transformer.safetensors") for run in (finished, tmp_path / "run")]
+    assert_equal(generators[0], generators[1])
+    lines = [json.loads(line) for line in (tmp_path / "run/tokenizer/metrics.jsonl").read_text().splitlines()]
+    assert lines[0].keys() == {"step", "loss", "psnr", "grad_norm", "seconds"}
+    assert sum(line["psnr"] for line in lines[-5:]) > sum(line["psnr"] for line in lines[:5]) + 3
+
+
+def test_a_decoder_needs_a_tokenizer(pictures: Path, tmp_path: Path):
+    config = replace(CONFIG, tokenizer_training=TokenizerTraining(decoder_only=True))
+    with bad_input("tokenizer_training.decoder_only", "--start-from"):
+        pretrain_generator(
+            config, pictures, tmp_path / "run", resume=False, report=lambda *_: None, interrupt=Interrupt()
+        )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "stops",
     [

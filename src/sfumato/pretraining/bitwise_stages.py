@@ -94,6 +94,11 @@ def bitwise_loss(
     return loss, stats
 
 
+def quantized_to_bits(model: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d h w"]:
+    """Return the sum of the codes of images in [0, 1], for a bitwise tokenizer."""
+    return model.quantize(model.features(images))[1][-1]
+
+
 class BitTokenizerTrainer(AutoencoderTrainer):
     """A bitwise tokenizer and its optimizer."""
 
@@ -103,7 +108,7 @@ class BitTokenizerTrainer(AutoencoderTrainer):
         return bitwise_loss(self.model, images, self.config)
 
     def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d h w"]:
-        return self.model.quantize(self.model.features(images))[1][-1]
+        return quantized_to_bits(self.model, images)
 
 
 def random_flips(count: int, units: Sequence[int], most: float, rng: torch.Generator) -> Bool[Tensor, "B L"]:

@@ -33,6 +33,7 @@ from sfumato.pretraining.bitwise_stages import (
     BitGeneratorTraining,
     BitTokenizerTrainer,
     BitTokenizerTraining,
+    quantized_to_bits,
 )
 from sfumato.pretraining.classifier_stage import ClassifierTrainer
 from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
@@ -48,8 +49,10 @@ from sfumato.pretraining.pretrain_config import (
 from sfumato.pretraining.tokenizer_stage import (
     AutoencoderTrainer,
     AutoencoderTraining,
+    DecoderTrainer,
     TokenizerTrainer,
     TokenizerTraining,
+    quantized_to_codes,
 )
 from sfumato.pretraining.validation import hold_out, memorizing
 from sfumato.settings import Settings
@@ -121,9 +124,11 @@ def claim(run_dir: Path, config: AnyPretrainConfig, source: ImageSource, resume:
 def upgraded(settings: dict) -> dict:
     """Convert the settings of a run to the current form.
 
-    Version 0.1 called the sampling settings `inference`, and had no judge.
+    Version 0.1 called the sampling settings `inference`, and had no judge and no `decoder_only`.
     """
     settings = {name: value for name, value in settings.items() if name != "judge"}
+    if first := settings.get("tokenizer_training"):
+        settings["tokenizer_training"] = {"decoder_only": False, **first}
     old = settings.pop("inference", None)
     return settings if old is None else {**settings, "settings": dataclasses.asdict(Settings(**old))}
 
@@ -198,6 +203,8 @@ def pretrain_generator(
         UserError: the data cannot be read, or the run folder is already in use.
     """
     check_judge(config.judge)
+    if config.tokenizer_training.decoder_only and config.start_from is None:
+        raise UserError("tokenizer_training.decoder_only: no tokenizer to start from; give its model with --start-from")
     source = open_source(data, side_of(config.tokenizer))
     torch.manual_seed(config.seed)  # initial weights
     generator = build_generator(config, source.class_names)
@@ -280,6 +287,9 @@ def tokenizer_trainer(
     tokenizer: Any, source: ImageSource, training: AutoencoderTraining, rng: torch.Generator
 ) -> AutoencoderTrainer:
     """Return the trainer that these settings are for."""
+    if training.decoder_only:
+        quantized = quantized_to_bits if isinstance(training, BitTokenizerTraining) else quantized_to_codes
+        return DecoderTrainer(tokenizer, source, training, rng, quantized)
     if isinstance(training, BitTokenizerTraining):
         return BitTokenizerTrainer(tokenizer, source, training, rng)
     assert isinstance(training, TokenizerTraining)

@@ -38,6 +38,8 @@ class AutoencoderTraining:
     """weight of the absolute error of horizontal and vertical differences between pixels"""
     commitment_weight: float = 0.25
     """weight of the loss that pulls the encoder's output to its codes (beta of VQ-VAE)"""
+    decoder_only: bool = False
+    """train only the decoder, of the model to start from: all images keep their tokens, so generators stay valid"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,41 @@ class AutoencoderTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+class DecoderTrainer(AutoencoderTrainer):
+    """The decoder of a finished tokenizer and its optimizer. Encoder and codes stay as they are, to the bit.
+
+    Args:
+        quantized: function from the tokenizer and images (B, 3, H, W) in [0, 1] to what the decoder reads.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        source: ImageSource,
+        config: AutoencoderTraining,
+        rng: torch.Generator,
+        quantized: Callable[[Any, Tensor], Tensor],
+    ):
+        self._quantized = quantized
+        model.requires_grad_(False)
+        for name in {"decoder", "post_conv"} & set(dict(model.named_children())):
+            model.get_submodule(name).requires_grad_(True)
+        super().__init__(model, source, config, rng)
+
+    def loss(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        output = self.model.decode_features(self.quantized(images))
+        loss, decibels = reconstruction_loss(output, images, self.config)
+        return loss, {"loss": loss.item(), "psnr": decibels}
+
+    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return self._quantized(self.model, images)
+
+
+def quantized_to_codes(model: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+    """Return the sum of the codes of images in [0, 1], for a tokenizer with a codebook."""
+    return model.quantizer.quantize(model.features(images))[1][-1]
+
+
 class TokenizerTrainer(AutoencoderTrainer):
     """A tokenizer with a codebook, its optimizer and codebook averages."""
 
@@ -200,7 +237,7 @@ class TokenizerTrainer(AutoencoderTrainer):
         return {**stats, "codes_used": self.averages.share_used()}
 
     def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        return self.model.quantizer.quantize(self.model.features(images))[1][-1]
+        return quantized_to_codes(self.model, images)
 
     def state(self) -> dict:
         averages = self.averages
