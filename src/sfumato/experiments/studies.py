@@ -96,7 +96,8 @@ STUDIES: dict[str, Study] = {
     "study-guidance": Study(
         help="training for drawing without guidance, against guidance",
         about="Drawing with guidance runs the network twice. Arms train and are judged with the guidance in their "
-        "name; the judge's confidence in the class (the reward) and the seconds per image say what was gained.",
+        "name; the rival classifier's log-probability of the class (the reward) and the seconds per image say what was "
+        "gained.",
         base="emoji-llamagen-colorful --reward classifier 1",
         arms={"trained without guidance": "--guidance None", "trained with guidance 2": "--guidance 2"},
         untrained={"untrained without guidance": "--guidance None", "untrained with guidance 2": "--guidance 2"},
