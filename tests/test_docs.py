@@ -48,6 +48,7 @@ ELSEWHERE = {
     r"(sample|export) runs/simplear": "training/test_janus_runs.py::test_a_run_of_the_other_language_model",
     r"evaluate .*--suite dpg ": "evaluation/test_dpg.py::test_a_bundled_model",
     r"evaluate .*--suite t2i-compbench ": "evaluation/test_t2i_compbench.py::test_a_bundled_model",
+    r"pretrain .*--tokenizer-training.decoder-only": "pretraining/test_pretrain.py::test_only_the_decoder_is_trained",
     r"launch ": "training/test_processes.py::test_two_processes_equal_one",
     r"playground ": "playground/test_drawing.py::test_every_checkpoint_draws_and_is_scored",
     r"push |sample me/": "hub/test_push.py::test_what_is_pushed_can_be_loaded",
