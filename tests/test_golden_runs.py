@@ -2,6 +2,9 @@
 
 Only the first step is compared: a token is drawn where a cumulative probability passes a uniform number, and after an
 update other processors round a draw or two to the other side. There all later numbers differ, in version 0.1 too.
+
+The rewards of `emoji-llamagen` and `emoji-t2i`, and what follows from them, were recorded again when these models got
+sharper decoders; until then they were those of version 0.1.
 """
 
 import json

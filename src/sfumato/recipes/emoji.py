@@ -125,7 +125,7 @@ def emoji_infinity_dark() -> TrainConfig:
         model="emoji-infinity",
         prompts="emoji-names",
         reward={"darkness": 4.0, "dark": 2.0, "emoji-clip": 1.0},
-        policy=Settings(guidance=2.0),
+        policy=Settings(guidance=2.0, temperature=0.7),
         objective=PrefixGRPO(clip=0.2, kl_weight=0.1, kl="exact", units=4, alpha=0.7, preview=True),
         steps=30,
     )
