@@ -94,11 +94,6 @@ def bitwise_loss(
     return loss, stats
 
 
-def quantized_to_bits(model: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d h w"]:
-    """Return the sum of the codes of images in [0, 1], for a bitwise tokenizer."""
-    return model.quantize(model.features(images))[1][-1]
-
-
 class BitTokenizerTrainer(AutoencoderTrainer):
     """A bitwise tokenizer and its optimizer."""
 
@@ -106,9 +101,6 @@ class BitTokenizerTrainer(AutoencoderTrainer):
 
     def loss(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         return bitwise_loss(self.model, images, self.config)
-
-    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B d h w"]:
-        return quantized_to_bits(self.model, images)
 
 
 def random_flips(count: int, units: Sequence[int], most: float, rng: torch.Generator) -> Bool[Tensor, "B L"]:

@@ -33,7 +33,6 @@ from sfumato.pretraining.bitwise_stages import (
     BitGeneratorTraining,
     BitTokenizerTrainer,
     BitTokenizerTraining,
-    quantized_to_bits,
 )
 from sfumato.pretraining.classifier_stage import ClassifierTrainer
 from sfumato.pretraining.generator_stage import GeneratorTrainer, GeneratorTraining
@@ -52,7 +51,6 @@ from sfumato.pretraining.tokenizer_stage import (
     DecoderTrainer,
     TokenizerTrainer,
     TokenizerTraining,
-    quantized_to_codes,
 )
 from sfumato.pretraining.validation import hold_out, memorizing
 from sfumato.settings import Settings
@@ -288,8 +286,7 @@ def tokenizer_trainer(
 ) -> AutoencoderTrainer:
     """Return the trainer that these settings are for."""
     if training.decoder_only:
-        quantized = quantized_to_bits if isinstance(training, BitTokenizerTraining) else quantized_to_codes
-        return DecoderTrainer(tokenizer, source, training, rng, quantized)
+        return DecoderTrainer(tokenizer, source, training, rng)
     if isinstance(training, BitTokenizerTraining):
         return BitTokenizerTrainer(tokenizer, source, training, rng)
     assert isinstance(training, TokenizerTraining)

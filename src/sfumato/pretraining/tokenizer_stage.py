@@ -149,7 +149,8 @@ class AutoencoderTrainer:
 
     def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """Return the feature maps after quantization at all scales."""
-        raise NotImplementedError
+        quantizer = getattr(self.model, "quantizer", self.model)  # a bitwise tokenizer has no part of its own for it
+        return quantizer.quantize(self.model.features(images))[1][-1]
 
     def step(self, step: int) -> dict[str, float]:
         index = torch.multinomial(self.source.weights, self.config.batch_size, replacement=True, generator=self.rng)
@@ -183,38 +184,17 @@ class AutoencoderTrainer:
 
 
 class DecoderTrainer(AutoencoderTrainer):
-    """The decoder of a finished tokenizer and its optimizer. Encoder and codes stay as they are, to the bit.
+    """The decoder of a finished tokenizer and its optimizer. Encoder and codes stay as they are, to the bit."""
 
-    Args:
-        quantized: function from the tokenizer and images (B, 3, H, W) in [0, 1] to what the decoder reads.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        source: ImageSource,
-        config: AutoencoderTraining,
-        rng: torch.Generator,
-        quantized: Callable[[Any, Tensor], Tensor],
-    ):
-        self._quantized = quantized
-        model.requires_grad_(False)
-        for name in {"decoder", "post_conv"} & set(dict(model.named_children())):
-            model.get_submodule(name).requires_grad_(True)
+    def __init__(self, model: Any, source: ImageSource, config: AutoencoderTraining, rng: torch.Generator):
+        for name, part in model.named_children():
+            part.requires_grad_(name in ("decoder", "post_conv"))
         super().__init__(model, source, config, rng)
 
     def loss(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, ""], dict[str, float]]:
         output = self.model.decode_features(self.quantized(images))
         loss, decibels = reconstruction_loss(output, images, self.config)
         return loss, {"loss": loss.item(), "psnr": decibels}
-
-    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        return self._quantized(self.model, images)
-
-
-def quantized_to_codes(model: Any, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-    """Return the sum of the codes of images in [0, 1], for a tokenizer with a codebook."""
-    return model.quantizer.quantize(model.features(images))[1][-1]
 
 
 class TokenizerTrainer(AutoencoderTrainer):
@@ -235,9 +215,6 @@ class TokenizerTrainer(AutoencoderTrainer):
         stats = super().step(step)
         self.averages.update(*self.assigned, self.rng)
         return {**stats, "codes_used": self.averages.share_used()}
-
-    def quantized(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        return quantized_to_codes(self.model, images)
 
     def state(self) -> dict:
         averages = self.averages
