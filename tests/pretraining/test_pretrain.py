@@ -151,6 +151,17 @@ def test_a_decoder_needs_a_tokenizer(pictures: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_decoder_needs_the_whole_tokenizer(finished: Path, pictures: Path, tmp_path: Path):
+    other = replace(TOKENIZER, vocab_size=TOKENIZER.vocab_size * 2)
+    training = TokenizerTraining(decoder_only=True)
+    config = replace(CONFIG, start_from=str(finished), tokenizer=other, tokenizer_training=training)
+    with bad_input("tokenizer_training.decoder_only", "--start-from"):
+        pretrain_generator(
+            config, pictures, tmp_path / "run", resume=False, report=lambda *_: None, interrupt=Interrupt()
+        )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "stops",
     [
@@ -178,11 +189,12 @@ def test_existing_runs_and_other_settings_are_refused(finished: Path, pictures: 
 
 
 def test_a_run_of_version_0_1_goes_on(finished: Path, pictures: Path, tmp_path: Path):
-    """Version 0.1 called the sampling settings inference, stored no guidance as 0, and had no judge."""
+    """Version 0.1 called the sampling settings inference, stored no guidance as 0, and had no judge and no
+    `decoder_only`."""
     assert not run(pictures, tmp_path / "run", stop_at=("generator", 2))
     config = tmp_path / "run/config.json"
     saved = json.loads(config.read_text())
-    del saved["judge"], saved["settings"]
+    del saved["judge"], saved["settings"], saved["tokenizer_training"]["decoder_only"]
     old = {**saved, "inference": {"guidance": 0.0, "temperature": 0.5, "top_k": 0, "top_p": 0.0}}
     config.write_text(json.dumps(old))
     with bad_input("resume", "config.json"):

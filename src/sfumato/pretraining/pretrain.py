@@ -207,7 +207,7 @@ def pretrain_generator(
     torch.manual_seed(config.seed)  # initial weights
     generator = build_generator(config, source.class_names)
     if config.start_from is not None:
-        take_over(generator, locate(config.start_from))
+        take_over(generator, locate(config.start_from), config.tokenizer_training.decoder_only)
     begin(run_dir, config, source, resume)
     if config.start_from is None and not resume and not isinstance(source, EmojiImages):
         note("start_from: all weights are random; your own images are learned much faster with --start-from emoji-var")
@@ -311,12 +311,12 @@ class CountsUsage(Protocol):
         ...
 
 
-def take_over(generator: ImageGenerator, folder: Path) -> None:
+def take_over(generator: ImageGenerator, folder: Path, whole_tokenizer: bool = False) -> None:
     """Copy tensors from a model folder to a generator where name and shape match. If the model is of another family,
     only tensors of the tokenizer are copied.
 
     Raises:
-        UserError: no tensor matches.
+        UserError: no tensor matches, or `whole_tokenizer` is True and one of the tokenizer's does not.
     """
     parts = {"tokenizer": generator.tokenizer, "transformer": generator.network}
     if read_config(folder)["family"] != generator.card.family:
@@ -325,6 +325,11 @@ def take_over(generator: ImageGenerator, folder: Path) -> None:
     for part, module in parts.items():
         own, tensors = module.state_dict(), read_tensors(folder / f"{part}.safetensors")
         agreed = {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+        if whole_tokenizer and part == "tokenizer" and agreed.keys() != own.keys():
+            raise UserError(
+                f"tokenizer_training.decoder_only: the tokenizer in {folder} has another shape than the one to train; "
+                "give a model with the same one, --start-from"
+            )
         module.load_state_dict(agreed, strict=False)
         taken += len(agreed)
     if not taken:
