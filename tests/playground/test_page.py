@@ -129,6 +129,8 @@ def test_two_tabs_do_not_mix(playground: Playground, visit: Callable[[], Page]):
 
 def test_bad_settings_are_explained(playground: Playground, visit: Callable[[], Page]):
     page = visit()
+    # What the page draws when it opens must be done: it would read the bad setting too, and show the error twice.
+    expect(page.get_by_text(titles(playground, 0, 0, 4, (0, 4))[1])).to_be_visible(timeout=20_000)
     page.get_by_label("Temperature").fill("warm")
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_text("temperature: 'warm' is not a number")).to_be_visible(timeout=20_000)
