@@ -1,6 +1,11 @@
 """The error for bad input. Any other exception is a bug."""
 
+import difflib
 import re
+from collections.abc import Iterable
+
+MANY = 12
+"""Number of names that an error lists at most."""
 
 
 class UserError(ValueError):
@@ -18,3 +23,11 @@ class UserError(ValueError):
 
 class SharedError(UserError):
     """Bad input for which all processes of a run stop together, at the same place and with the same message."""
+
+
+def alternatives(name: str, known: Iterable[str]) -> str:
+    """Return what to give instead of an unknown name: similar names, or else the first of the known ones."""
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, n=3):
+        return f"did you mean {' or '.join(close)}?"
+    return f"give one of {', '.join(known[:MANY])}" + (f", ... ({len(known)} in all)" if len(known) > MANY else "")

@@ -430,7 +430,7 @@ def test_options_of_a_class(user_file: Path):
         ("brightness?levels=1,2&thresholds=1,2", ["thresholds: 2 for 2"]),
         ("brightness?levels=1,2,3&thresholds=2,1", ["thresholds: (2.0, 1.0)"]),
         ("{file}:Shade", ["level", "mine.py:Shade?level=VALUE"]),
-        ("{file}:Shade?level=1&sine=1", ["'sine'", "'sign'"]),
+        ("{file}:Shade?level=1&sine=1", ["'sine'", "did you mean sign"]),
         ("{file}:Shade?level=1&sign=1.5", ["sign: '1.5'", "int"]),
     ],
 )

@@ -1,12 +1,8 @@
 """Lists of names, and errors for unknown names. Nothing here loads what the names stand for."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 
-from sfumato.errors import UserError
-
-MANY = 12
-"""Number of names that an error lists at most."""
+from sfumato.errors import UserError, alternatives
 
 
 def list_choices(usage: str, text: str, choices: Mapping[str, str]) -> None:
@@ -30,7 +26,4 @@ def check_known(field: str, name: str, known: Iterable[str]) -> None:
     """
     known = list(known)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        few = ", ".join(known[:MANY]) + (f", ... ({len(known)} in all)" if len(known) > MANY else "")
-        hint = f"did you mean {' or '.join(close)}?" if close else f"give one of {few}"
-        raise UserError(f"{field}: unknown {field} {name!r}; {hint}")
+        raise UserError(f"{field}: unknown {field} {name!r}; {alternatives(name, known)}")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import UserError
+from sfumato.errors import UserError, alternatives
 from sfumato.families import infinity, janus, llamagen, simplear, switti, var
 from sfumato.families.adapters import Adapter, merged
 from sfumato.families.family import Family, Release
@@ -183,8 +183,8 @@ def load_generator(
         generator = load_model(locate(name), averaged=True)
     elif weights is not None or tokenizer is not None:
         raise UserError(
-            f"weights: weight files are only for released models ({', '.join(_listed())}), not for {name!r}; "
-            f"a run may have {AVERAGE}"
+            f"weights: weight files are only for released models, not for {name!r}; "
+            f"{alternatives(name, _listed())} (a run may have {AVERAGE})"
         )
     elif is_path(name):
         generator = with_family(find_family(name).build({}), _absolute(name))
@@ -273,8 +273,8 @@ def find_model(path: Path) -> Path:
     for candidate in reversed([c / "model" if (c / "model").is_dir() else c for c in candidates]):
         if holds_model(candidate):
             return candidate
-    known = ", ".join([*bundled_models(), *_listed()])
-    raise UserError(f"model: {str(path)!r} is neither a known model ({known}) nor a run folder with a checkpoint")
+    hint = alternatives(str(path), [*bundled_models(), *_listed()])
+    raise UserError(f"model: {str(path)!r} is neither a known model nor a run folder with a checkpoint; {hint}")
 
 
 def holds_model(path: Path) -> bool:

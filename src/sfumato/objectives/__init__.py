@@ -1,11 +1,10 @@
 """Training objectives: one file per objective, plus files of pure functions that they share."""
 
-import difflib
 import inspect
 from pathlib import Path
 from typing import Any
 
-from sfumato.errors import UserError
+from sfumato.errors import UserError, alternatives
 from sfumato.objectives.best_of_n import BestOfN
 from sfumato.objectives.cca import CCA
 from sfumato.objectives.cispo import CISPO
@@ -63,12 +62,8 @@ def find_objective(name: str) -> type:
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     if not is_path(name):
-        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(
-            f"objective: unknown objective {name!r}; {hint}give one of {', '.join(OBJECTIVES)}, or "
-            "path/to/file.py:Class"
-        )
+        hint = alternatives(name, OBJECTIVES)
+        raise UserError(f"objective: unknown objective {name!r}; {hint} (your own is path/to/file.py:Class)")
     kind = load_object("objective", name)
     missing = [member for member in ("needs_reference", "credit", "loss") if not hasattr(kind, member)]
     if not isinstance(kind, type) or missing:

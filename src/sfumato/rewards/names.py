@@ -1,7 +1,6 @@
 """Build rewards from a name, file or address with options, as in `clip?prompt=a painting&scale=5`."""
 
 import dataclasses
-import difflib
 import inspect
 import os
 import re
@@ -12,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
-from sfumato.errors import UserError
+from sfumato.errors import UserError, alternatives
 from sfumato.plugins import describe, is_path, load_object, split_name
 from sfumato.rewards.base import Part, Reward
 from sfumato.rewards.groups import GroupReward, with_features
@@ -112,8 +111,7 @@ def _construct(name: str, base: str, maker: type, options: Mapping[str, str]) ->
     names = [p.name for p in parameters]
     for option in options:
         if option not in names:
-            close = difflib.get_close_matches(option, [*names, *PART_OPTIONS], n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join([*names, *PART_OPTIONS])}"
+            hint = alternatives(option, [*names, *PART_OPTIONS])
             raise UserError(f"reward {name!r}: unknown option {option!r}; {hint}")
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
@@ -183,8 +181,6 @@ def find(name: str, known: Mapping[str, Maker]) -> Maker:
         return load_object("reward", name)
     if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d+(/.*)?", name):
         raise UserError(f"reward: {name!r} has no http:// or https://; write http://{name} for a server")
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(
-        f"reward: unknown reward {name!r}; {hint}give one of {', '.join(known)}, or path/to/file.py:function"
+        f"reward: unknown reward {name!r}; {alternatives(name, known)} (your own is path/to/file.py:function)"
     )
