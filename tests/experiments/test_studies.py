@@ -179,8 +179,9 @@ def test_trial_is_a_command(tiny_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", STUDIES)
 def test_definitions(name: str, tmp_path: Path):
     """Every option of every arm is one that `sfumato train` knows, and so is every reward."""
-    study = STUDIES[name]
-    made = plan_of(study, 5, 60.0, "cpu", tmp_path)
+    study, data = STUDIES[name], tmp_path / "real images"
+    data.mkdir()
+    made = plan_of(study, 5, 60.0, "cpu", data)
     assert made.absent == {}
     assert made.arms.keys() == study.arms.keys()
     settings = [option.config for options in made.arms.values() for option in options]
@@ -190,6 +191,7 @@ def test_definitions(name: str, tmp_path: Path):
         assert {split_name(reward)[0] for reward in config.reward} <= REWARDS.keys()
     build_reward(dict.fromkeys(study.rewards, 1.0))
     needing = {arm for arm, words in study.arms.items() if "{data}" in words}
+    assert {arm for arm, options in made.arms.items() if str(data) in repr(options[0].config)} == needing
     assert plan_of(study, 5, 60.0, "cpu", None).absent == dict.fromkeys(needing, "it needs real images; give --data")
 
 

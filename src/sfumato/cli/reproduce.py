@@ -162,16 +162,16 @@ def plan_of(study: Study, seeds: int, seconds: float, device: str, data: Path | 
         raise UserError(f"data: {data} is not a folder; give a folder of images or the unpacked emoji package")
     from sfumato.experiments.study import Option, Plan
 
-    def option(*words: str) -> Option:
-        text = " ".join(word for word in words if word)
-        return Option(text, parse_start(shlex.split(text)).config)
+    def option(*options: str) -> Option:
+        # The folder is put in after splitting, so that its name may contain blanks.
+        words = [word.replace("{data}", str(data)) for word in shlex.split(" ".join(options))]
+        return Option(shlex.join(words), parse_start(words).config)
 
     arms, absent = {}, {}
     for name, words in study.arms.items():
         if "{data}" in words and data is None:
             absent[name] = "it needs real images; give --data"
             continue
-        words = words.replace("{data}", shlex.quote(str(data)))
         try:
             arms[name] = [option(study.base, words, choice) for choice in study.sweep]
         except UserError as error:

@@ -35,6 +35,7 @@ class Study:
 
 RATES = tuple(f"--learning-rate {rate}" for rate in ("1e-4", "2e-4", "4e-4"))
 _FIRST = "--objective prefix-grpo --objective.units"
+_WITH_DISTRIBUTION = "--objective gdpo --reward darkness 1 'fid?features=emoji&reference={data}'"
 
 STUDIES: dict[str, Study] = {
     "study-scales": Study(
@@ -108,12 +109,14 @@ STUDIES: dict[str, Study] = {
     "study-diversity": Study(
         help="a reward that makes images alike, with and without a reward for their distribution",
         about="Darkness has no upper limit here and there is no KL penalty, so nothing keeps the emoji apart. The "
-        "second reward is the share of each image in the Fréchet distance to real emoji. Arms are ranked by the "
-        "distance between images of one class.",
+        "second reward is the share of each image in the Fréchet distance to real emoji. It varies a hundred times "
+        "more than darkness, so gdpo normalizes each alone and adds them with the weights 1 and 1, or 1 and 0.3. Arms "
+        "are ranked by the distance between images of one class.",
         base="emoji-dark-no-kl",
         arms={
             "darkness": "",
-            "darkness and distribution": "--reward darkness 1 'fid?features=emoji&reference={data}' 1",
+            "darkness + distribution": f"{_WITH_DISTRIBUTION} 1",
+            "darkness + 0.3 distribution": f"{_WITH_DISTRIBUTION} 0.3",
             "darkness and KL": "--objective.kl-weight 0.1",
         },
         rewards=("darkness",),
