@@ -32,7 +32,7 @@ class STAGE(GRPO):
 
 
 def rivals(advantages: Float[Tensor, "N G"]) -> Float[Tensor, "N G G"]:
-    """Return 1 for each pair of images of a group whose advantages have not the same sign, or of which one is 0, and 0
+    """Return 1 for each pair of images of a group whose advantages differ in sign, or one of which is 0, and 0
     for other pairs and an image with itself."""
     opposite = advantages[:, :, None] * advantages[:, None] <= 0
     itself = torch.eye(advantages.shape[1], dtype=torch.bool, device=advantages.device)
