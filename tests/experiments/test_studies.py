@@ -148,6 +148,8 @@ def test_study(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert page.startswith("# Which is better\n")
     for piece in ("    command\n", "- left out, three: ", "mean rank", "2 of 2 seeds", "2 seeds of the sweep"):
         assert piece in page
+    assert "- untrained: `sfumato train m`, before training\n" in page
+    assert "- two: `sfumato train m --objective dr-grpo`\n" in page
     mean = mean_of([float(row["value"]) for row in rows if row["arm"] == "two" and row["name"] == STUDY.judged])
     assert f"| two | {mean.value:.3f} [" in page
     with Image.open(tmp_path / "out/study-x.png") as plot:

@@ -133,7 +133,10 @@ def page(name: str, finished: Finished) -> str:
     if finished.swept:
         lines += ["## Sweep", "", *sweep(finished), ""]
     lines += ["## Arms", ""]
-    lines += [f"- {arm}: `sfumato train {words}`" for arm, words in finished.options.items()]
+    lines += [
+        f"- {arm}: `sfumato train {words}`{', before training' if arm in finished.untrained else ''}"
+        for arm, words in finished.options.items()
+    ]
     lines += [f"- left out, {arm}: {reason}" for arm, reason in finished.absent.items()]
     return "\n".join(lines) + "\n"
 
