@@ -18,7 +18,7 @@ from sfumato.cli.main import main
 from sfumato.cli.reproduce import plan_of
 from sfumato.experiments.jobs import Done, Job, run_jobs
 from sfumato.experiments.seeds import mean_of, ranks, t_quantile
-from sfumato.experiments.studies import STUDIES, Study
+from sfumato.experiments.studies import DISTANCE, STUDIES, Study
 from sfumato.experiments.study import Option, Plan, run_study, settled
 from sfumato.experiments.study_page import Outcome
 from sfumato.experiments.trial import run_trial
@@ -61,6 +61,13 @@ def test_seconds_to_a_goal():
     assert math.isnan(outcome.seconds_to("other", 0.1))
 
 
+def test_product_of_figures():
+    outcome = Outcome({"share": 0.5, "accuracy": 0.8}, [], "", tiny_config("m"))
+    assert outcome.figure("share × accuracy") == 0.4
+    assert outcome.figure("share") == 0.5
+    assert math.isnan(outcome.figure("share × other"))
+
+
 def script(tmp_path: Path, name: str, code: str) -> Job:
     return Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.txt")
 
@@ -97,7 +104,7 @@ STUDY = Study(
     base="",
     arms={"one": "", "two": ""},
     rewards=("brightness",),
-    judged="reward/brightness",
+    judged=f"reward/brightness × {DISTANCE}",
     goal=0.0,
     sweep=("--learning-rate 1e-3", "--learning-rate 1e-2"),
 )
@@ -150,7 +157,8 @@ def test_study(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert piece in page
     assert "- untrained: `sfumato train m`, before training\n" in page
     assert "- two: `sfumato train m --objective dr-grpo`\n" in page
-    mean = mean_of([float(row["value"]) for row in rows if row["arm"] == "two" and row["name"] == STUDY.judged])
+    two = {(row["seed"], row["name"]): float(row["value"]) for row in rows if row["arm"] == "two"}
+    mean = mean_of([two[seed, "reward/brightness"] * two[seed, DISTANCE] for seed in "01"])
     assert f"| two | {mean.value:.3f} [" in page
     with Image.open(tmp_path / "out/study-x.png") as plot:
         assert len(plot.convert("RGB").getcolors(2**24) or []) > 10

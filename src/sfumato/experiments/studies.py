@@ -7,6 +7,8 @@ DARK = "reward/dark"
 """Share of pictures darker than 0.2."""
 ACCURACY, DISTANCE, KL = "top-1 accuracy", "within-class distance", "KL per image (nats)"
 """Figures of the images that every run is judged by, see `trial.py`."""
+TIMES = " × "
+"""Stands between the names of figures whose product is a figure too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +28,19 @@ class Study:
     rewards: tuple[str, ...] = ("dark",)
     """rewards by which the images of all arms are judged, whatever they are trained with"""
     judged: str = DARK
-    """figure by which arms are ranked; higher is better"""
+    """figure by which arms are ranked, or a product of figures; higher is better"""
     goal: float | None = 0.95
-    """value of the training metric of this name whose time is reported; None for no such time"""
+    """value of `curve` whose time is reported; None for no such time"""
     sweep: tuple[str, ...] = ("",)
     """options to choose from for each arm alone, by the judged figure with seeds of their own"""
 
+    @property
+    def curve(self) -> str:
+        """The metric of training that is plotted."""
+        return f"reward/{self.rewards[0]}"
 
-RATES = tuple(f"--learning-rate {rate}" for rate in ("1e-4", "2e-4", "4e-4"))
+
+RATES = tuple(f"--learning-rate {rate}" for rate in ("1e-4", "2e-4", "4e-4", "8e-4"))
 _FIRST = "--objective prefix-grpo --objective.units"
 _WITH_DISTRIBUTION = "--objective gdpo --reward darkness 1 'fid?features=emoji&reference={data}'"
 
@@ -51,9 +58,11 @@ STUDIES: dict[str, Study] = {
         },
     ),
     "study-objectives": Study(
-        help="objectives with one reward, each at its best of three learning rates",
+        help="objectives with one reward, each at its best of four learning rates",
         about="Every objective has the defaults of its source and the same sweep of learning rates, with seeds that "
-        "the comparison does not use. RLOO, DPO, best-of-N and CCA make one update per step, all others four.",
+        "the comparison does not use. RLOO, DPO, best-of-N and CCA make one update per step, all others four. At a "
+        "high enough rate, most make every picture dark and recognize few, so the figure that counts is the share of "
+        "dark pictures times that of recognized ones.",
         base="emoji-dark",
         arms={
             "grpo": "",
@@ -67,6 +76,7 @@ STUDIES: dict[str, Study] = {
             "best-of-n": "--objective best-of-n --minibatch-size 128",
             "cca": "--objective cca --data {data} --minibatch-size 128",
         },
+        judged=f"{DARK}{TIMES}{ACCURACY}",
         sweep=RATES,
     ),
     "study-tokens": Study(

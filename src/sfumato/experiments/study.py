@@ -176,7 +176,7 @@ def _run(trials: Sequence[Trial], title: str, work: Path, jobs: int, say: Callab
 
 def _judged(trial: Trial, plan: Plan, work: Path) -> float:
     outcome = trial.outcome(work)
-    return math.nan if outcome is None else outcome.measured.get(plan.study.judged, math.nan)
+    return math.nan if outcome is None else outcome.figure(plan.study.judged)
 
 
 def _best(options: Sequence[Option], swept: Mapping[str, Sequence[float]] | None) -> Option:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from sfumato.evaluation.plots import panels
 from sfumato.evaluation.tables import number
 from sfumato.experiments.seeds import Mean, mean_of, ranks
-from sfumato.experiments.studies import ACCURACY, DISTANCE, KL, Study
+from sfumato.experiments.studies import ACCURACY, DISTANCE, KL, TIMES, Study
 from sfumato.files import write_text
 from sfumato.training.hooks.budget import PREFIX, TOTAL
 from sfumato.training.train_config import TrainConfig
@@ -33,6 +33,10 @@ class Outcome:
     """metrics of the steps; none without training"""
     hardware: str
     config: TrainConfig
+
+    def figure(self, name: str) -> float:
+        """Return a figure, or a product of figures; NaN if it was not measured."""
+        return math.prod(self.measured.get(factor, math.nan) for factor in name.split(TIMES))
 
     @property
     def processor(self) -> dict[str, float]:
@@ -76,7 +80,7 @@ class Finished:
 
     def values(self, arm: str, figure: str) -> list[float]:
         """Return a figure of every seed; NaN where it was not measured."""
-        return [outcome.measured.get(figure, math.nan) for outcome in self.outcomes[arm]]
+        return [outcome.figure(figure) for outcome in self.outcomes[arm]]
 
     @property
     def trained(self) -> list[str]:
@@ -85,10 +89,14 @@ class Finished:
 
     @property
     def figures(self) -> list[str]:
-        """All figures of fresh images: first those that matter most."""
+        """All figures of fresh images, those that matter most first."""
         names = dict.fromkeys(name for results in self.outcomes.values() for one in results for name in one.measured)
-        first = [name for name in (self.study.judged, ACCURACY, DISTANCE, KL) if name in names]
-        return list(dict.fromkeys([*first, *names]))
+        return list(dict.fromkeys([*(name for name in self.plotted if name in names or TIMES in name), *names]))
+
+    @property
+    def plotted(self) -> list[str]:
+        """The figures that matter most."""
+        return list(dict.fromkeys([self.study.judged, self.study.curve, ACCURACY, DISTANCE, KL]))
 
 
 def trailing_means(values: Sequence[float], window: int) -> list[float]:
@@ -172,7 +180,7 @@ def costs(finished: Finished) -> list[str]:
     """Return what the budget went to, and how long the goal took."""
     study = finished.study
     phases = list(dict.fromkeys(p for arm in finished.trained for one in finished.outcomes[arm] for p in one.processor))
-    timed = f"seconds to {percent(study.goal)} of `{study.judged}`" if study.goal is not None else None
+    timed = f"seconds to {percent(study.goal)} of `{study.curve}`" if study.goal is not None else None
     header = ["arm", "steps", "processor seconds", *phases, *([timed] if timed else [])]
     rows = []
     for arm in finished.trained:
@@ -181,7 +189,7 @@ def costs(finished: Finished) -> list[str]:
         row.append(number(mean_of([sum(one.processor.values()) for one in outcomes]).value))
         row += [number(mean_of([one.processor.get(phase, 0.0) for one in outcomes]).value) for phase in phases]
         if study.goal is not None:
-            seconds = [one.seconds_to(study.judged, study.goal) for one in outcomes]
+            seconds = [one.seconds_to(study.curve, study.goal) for one in outcomes]
             reached = sum(not math.isnan(each) for each in seconds)
             mean = f"{told(mean_of(seconds))}, " if reached else ""
             row.append(f"{mean}{reached} of {len(seconds)} seeds")
@@ -231,8 +239,7 @@ def percent(share: float) -> str:
 
 def write_plot(finished: Finished, path: Path) -> None:
     """Plot the main figures of all arms, the curves over processor seconds, and the seconds per step by phase."""
-    figures = [name for name in finished.figures if name in (finished.study.judged, ACCURACY, DISTANCE, KL)]
-    curve = f"reward/{finished.study.rewards[0]}"
+    figures, curve = [name for name in finished.figures if name in finished.plotted], finished.study.curve
     plot, axes = panels([*figures, f"training: {curve}", "processor seconds per step"])
     colors = {arm: f"C{place}" for place, arm in enumerate(finished.trained)} | dict.fromkeys(finished.untrained, "0.5")
     for figure, axis in zip(figures, axes, strict=False):
