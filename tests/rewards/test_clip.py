@@ -172,7 +172,7 @@ def test_pickscore_is_the_scaled_cosine(clip_folder: Path):
         ("aesthetic?model={clip}&head=a/b/no.pth", [" a/b/no.pth "]),
         ("aesthetic?model={clip}&head={other}", ["head: ", "layers.0.weight"]),
         ("aesthetic?model={clip}&head={garbage}", ["garbage.pth "]),
-        ("clip?modell=x", ["'modell'", "'model'"]),
+        ("clip?modell=x", ["'modell'", "did you mean model"]),
     ],
 )
 def test_errors(clip_folder: Path, tmp_path: Path, name: str, pieces: list[str]):
