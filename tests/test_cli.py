@@ -112,6 +112,7 @@ def test_help_of_a_recipe_lists_the_settings(capsys: Capture):
         (["train", "emoji-dark", "--reward", "brightness"], "", ("--reward: brightness",)),
         (["train", "emoji-dark", "--objective.clip", "2"], "objective.clip", ("2.0", "0.2")),
         (["train", "emoji-dark", "--objective", "grop"], "objective", ("'grop'", "did you mean grpo?", "file.py:")),
+        (["train", "emoji-dark", "--objective", "xyzzy"], "objective", ("'xyzzy'", "give one of grpo, ", "gdpo, ")),
         (["train", "emoji-dark", "--objective", "nowhere.py:Mine"], "objective", ("nowhere.py",)),
         (["train", "emoji-dark", "--objective", "gdpo", "--objective.report-kl"], "", ("--objective.report-kl",)),
         (["evaluate", "tiny", "--suite", "acuracy"], "suite", ("'acuracy'", "did you mean accuracy?")),
