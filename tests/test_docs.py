@@ -143,8 +143,17 @@ def test_other_lines(page: Path):
             assert (ROOT / path).is_file(), line
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two saved runs; made once, because they have 60 MB and there are many pages."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, changes in {"d30-lora": {"lora_rank": 2}, "d30": {"ema_decay": 0.9}}.items():
+        trainer_of(tiny_config("emoji-var", **changes)).engine.save(folder / name)()
+    return folder
+
+
 @pytest.fixture
-def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, trained: Path) -> Path:
     """The current folder, with everything that the pages assume: runs, images, captions, code of one's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -155,8 +164,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) 
     for name, model in {"mine": tiny_model, "d16": bundled_models()["emoji-var"]}.items():
         (tmp_path / f"runs/{name}").mkdir()
         (tmp_path / f"runs/{name}/model").symlink_to(model)
-    for name, changes in {"d30-lora": {"lora_rank": 2}, "d30": {"ema_decay": 0.9}}.items():
-        trainer_of(tiny_config("emoji-var", **changes)).engine.save(tmp_path / f"runs/{name}")()
+    for run in trained.iterdir():
+        (tmp_path / "runs" / run.name).symlink_to(run)
     for number in range(8):
         for folder in ("FOLDER", "package", "out/accuracy/emoji-var/images"):
             file = tmp_path / folder / f"class {number % 4}" / f"{number}.png"
