@@ -217,11 +217,14 @@ def test_four_processes_share_two_groups(pair: Pair):
 
 def test_two_processes_choose_the_same_candidates(tiny_model: Path, tmp_path: Path):
     """Each process may have drawn more of the chosen images than it scores, and both cut at the same unit."""
-    config = with_objective(replace(config_of(tiny_model, tmp_path), candidates=6), "random-prefix-grpo")
-    command = [*options(config, tmp_path / "two", (*FIELDS, "candidates")), "--objective", "random-prefix-grpo"]
+    # A unit of one token attends to itself only: its queries and keys have no gradient but rounding errors, and in the
+    # first steps Adam makes these as large as any. With this seed the cut of the first two steps is later.
+    config = with_objective(replace(config_of(tiny_model, tmp_path), candidates=6, seed=2), "random-prefix-grpo")
+    command = [*options(config, tmp_path / "two", (*FIELDS, "candidates", "seed")), "--objective", "random-prefix-grpo"]
     result = run_module(*launcher(2), "-m", "sfumato", *command)
     assert result.returncode == 0, result.stderr
     assert train(config, tmp_path / "one", console=Console(quiet=True))
+    assert [line["kept_units"] for line in metrics_of(tmp_path / "one")] == [2, 2, 1, 2]
     assert_near(tmp_path / "one", tmp_path / "two")
 
 
