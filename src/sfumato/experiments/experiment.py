@@ -188,13 +188,14 @@ def curve_falls(run: str, name: str, by: float) -> Check:
     """Check that a training metric ends lower than it starts, by this share of its start."""
 
     def check(findings: Findings) -> Verdict:
-        def below(one: Findings) -> float:
+        def fall(one: Findings) -> float:
             start, end = one.ends(run, name)
-            return start * (1 - by) - end
+            return 100 * (1 - end / start)
 
         start, end = findings.ends(run, name)
-        evidence = f"{name} of {run}: {number(start)} at the start, {number(end)} at the end"
-        return Verdict(_positive(findings, below), evidence)
+        holds, percent = _above(findings, fall, 100 * by)
+        evidence = f"{name} of {run}: {number(start)} at the start, {number(end)} at the end, a fall by {percent} %"
+        return Verdict(holds, evidence)
 
     return check
 
@@ -203,12 +204,14 @@ def ends_higher(run: str, name: str, *, than: str) -> Check:
     """Check that a training metric ends higher in one run than in another."""
 
     def check(findings: Findings) -> Verdict:
-        def above(one: Findings) -> float:
+        def difference(one: Findings) -> float:
             return one.ends(run, name)[1] - one.ends(than, name)[1]
 
         here, there = findings.ends(run, name)[1], findings.ends(than, name)[1]
-        evidence = f"{name} at the end: {number(here)} for {run}, {number(there)} for {than}"
-        return Verdict(_positive(findings, above), evidence)
+        holds, more = _above(findings, difference, 0.0)
+        return Verdict(
+            holds, f"{name} at the end: {number(here)} for {run}, {number(there)} for {than} (difference {more})"
+        )
 
     return check
 
@@ -225,14 +228,13 @@ def all_of(*checks: Check) -> Check:
     return check
 
 
-def _positive(findings: Findings, statistic: Callable[[Findings], float]) -> bool | None:
-    """Return whether a number is positive: the interval of its mean over seeds excludes 0. A single run, whose curve
-    has no interval, is taken at its word."""
-    if not findings.seeds:
-        return statistic(findings) > 0
-    mean = mean_of([statistic(one) for one in findings.seeds])
+def _above(findings: Findings, statistic: Callable[[Findings], float], bar: float) -> tuple[bool | None, str]:
+    """Return whether a number is above a bar: the interval of its mean over seeds is. Return also the mean as text.
+    A single run, whose curve has no interval, is taken at its word."""
+    mean = mean_of([statistic(one) for one in findings.seeds or (findings,)])
     low, high = mean.interval or (mean.value, mean.value)
-    return True if low > 0 else False if high < 0 else None
+    holds = True if low > bar else False if high < bar else None
+    return holds, with_interval(number(mean.value), mean.interval)
 
 
 def _difference(findings: Findings, suite: str, run: str, name: str, other: str, sign: int) -> Verdict:
