@@ -145,7 +145,7 @@ def test_other_lines(page: Path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two saved runs; made once, because they have 60 MB and there are many pages."""
+    """Two saved runs; made once, because they take 60 MB and there are many pages."""
     folder = tmp_path_factory.mktemp("trained")
     for name, changes in {"d30-lora": {"lora_rank": 2}, "d30": {"ema_decay": 0.9}}.items():
         trainer_of(tiny_config("emoji-var", **changes)).engine.save(folder / name)()

@@ -56,11 +56,8 @@ class Reproduce:
         if self.seed and self.seeds > 1:
             raise UserError(f"seed: {self.seed} and --seeds {self.seeds} exclude each other; give one of them")
 
-        listed, console = EXPERIMENTS[self.experiment], Console(markup=False)
-        if listed.needs_reference and self.reference is None:
-            raise UserError("reference: no real images are given; give an .npz file or a folder of them")
         reference = None if self.reference is None else reference_images(self.reference, self.work / "reference")
-        experiment = listed.build(self.scale, reference)
+        experiment, console = EXPERIMENTS[self.experiment].build(self.scale, reference), Console(markup=False)
         device = find_device(self.device)
         workers = workers_of(self.jobs, device.type)
         name, command = self.experiment, f"sfumato reproduce {self.experiment}"

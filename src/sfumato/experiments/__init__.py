@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sfumato.errors import UserError
+
 if TYPE_CHECKING:
     from sfumato.experiments.experiment import Experiment
 
@@ -25,7 +27,13 @@ class Listed:
     """whether the experiment compares with real images"""
 
     def build(self, scale: ScaleName, reference: Path | None) -> "Experiment":
-        """Build the experiment at a scale; `reference` is the path of real images."""
+        """Build the experiment at a scale; `reference` is the path of real images.
+
+        Raises:
+            UserError: the experiment needs real images, and none are given.
+        """
+        if self.needs_reference and reference is None:
+            raise UserError("reference: no real images are given; give an .npz file or a folder of them")
         module = importlib.import_module(f"{__name__}.{self.module}")
         arguments = (module.SCALES[scale], reference) if self.needs_reference else (module.SCALES[scale],)
         return getattr(module, self.function)(*arguments)
