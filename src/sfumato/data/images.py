@@ -56,7 +56,7 @@ class FolderImages:
     the first frame is used. Files that cannot be read are left out; a note says which, and why.
 
     Raises:
-        UserError: there is no folder, or no image in it that can be read; or a caption is not UTF-8.
+        UserError: the folder does not exist or has no readable image, or a caption is not UTF-8.
     """
 
     def __init__(self, folder: str | Path, size: int):

@@ -98,7 +98,7 @@ class StoredImages:
         resized: whether images of other sizes may be resized with `sized`; otherwise all must have one size.
 
     Raises:
-        UserError: there are no images, none can be read, or they differ in size.
+        UserError: no image is found, none can be read, or the images differ in size.
     """
 
     def __init__(

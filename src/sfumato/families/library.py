@@ -304,7 +304,7 @@ def load_model(folder: Path, *, averaged: bool = False) -> Generator:
         averaged: whether to read the moving average of the weights.
 
     Raises:
-        UserError: a file is missing or damaged, there is no average, or the family is unknown.
+        UserError: a file is missing or damaged, no average of the weights is saved, or the family is unknown.
     """
     config = read_generator(folder)
     family = find_family(config["family"])

@@ -132,8 +132,8 @@ def push(what: Published, *, private: bool = False, update: bool = False) -> str
         update: whether to replace the files of an existing repository.
 
     Raises:
-        UserError: there is no token, it may not write there, the hub cannot be reached, or the repository has other
-            files and `update` is False, or is public and `private` is True.
+        UserError: the token is missing or may not write there; the hub cannot be reached; the repository has other
+            files and `update` is False; or it is public and `private` is True.
     """
     from huggingface_hub import HfApi
 

@@ -57,7 +57,7 @@ def validation_stats(
 ) -> dict[str, float]:
     """Return the means over the items of what `measure` returns for a part of them, with `val_` before each name.
 
-    Without items, there are no statistics.
+    Returns an empty dict if there are no items.
     """
     means: dict[str, float] = {}
     for part in items.split(batch_size) if len(items) else ():

@@ -36,8 +36,8 @@ def collect(folders: Sequence[Path]) -> Row:
     """Collect the data of the page.
 
     Raises:
-        UserError: a folder is neither a run nor an evaluation, or is given twice, or there is no run, or there are runs
-            of both `sfumato train` and `sfumato pretrain`.
+        UserError: a folder is neither a run nor an evaluation, or is given twice; none is a run; or runs of `sfumato
+            train` and of `sfumato pretrain` are mixed.
     """
     for folder in folders:
         if not is_run(folder) and not is_evaluation(folder):
